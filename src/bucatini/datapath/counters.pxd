@@ -1,0 +1,75 @@
+"""Counters of the packet path: one field each, one meaning each; every dropped frame counts in exactly one `drop_*`."""
+
+from libc.stdint cimport uint64_t
+
+cdef enum Counter:
+    # traffic
+    C_FRAMES_IN
+    C_BYTES_IN
+    C_FRAMES_OUT
+    C_BYTES_OUT
+    C_SLOW_IN
+    C_SLOW_OUT
+    # flows
+    C_TCP_OPENED_GUEST
+    C_TCP_OPENED_HOST
+    C_TCP_CLOSED
+    C_TCP_RESET_BY_GUEST
+    C_TCP_RESET_BY_HOST
+    C_TCP_TIMED_OUT
+    C_UDP_FLOWS
+    C_PING_FLOWS
+    C_FLOW_REFUSED
+    # events
+    C_TCP_RST_SENT
+    C_TCP_RETRANSMIT
+    C_TCP_FAST_RETRANSMIT
+    C_TCP_OUT_OF_ORDER
+    C_TCP_DUPLICATE
+    C_TCP_OVERFLOW
+    C_TCP_OVERFLOW_EXHAUSTED
+    C_TCP_DATA_AFTER_FIN
+    C_TCP_ZERO_WINDOW_PROBE
+    C_TCP_KEEPALIVE_SENT
+    C_TCP_CHALLENGE_ACK
+    C_UDP_ERRORS
+    C_ICMP_SENT
+    C_FRAGMENTS_IN
+    C_REASSEMBLED
+    C_LINK_DOWN
+    C_SLOW_ERRORS
+    # dropped frames of the guest
+    C_DROP_RUNT
+    C_DROP_OVERSIZE
+    C_DROP_ETHERTYPE
+    C_DROP_NOT_FOR_US
+    C_DROP_IP_HEADER
+    C_DROP_IP_CHECKSUM
+    C_DROP_IP_ADDRESS
+    C_DROP_IP_PROTOCOL
+    C_DROP_FRAGMENT
+    C_DROP_FRAGMENT_BUDGET
+    C_DROP_EXTENSION
+    C_DROP_TCP_HEADER
+    C_DROP_UDP_HEADER
+    C_DROP_ICMP_HEADER
+    C_DROP_L4_CHECKSUM
+    C_DROP_PORT_ZERO
+    C_DROP_DISABLED
+    C_DROP_TCP_UNKNOWN
+    C_DROP_ICMP_TYPE
+    C_DROP_MULTICAST
+    C_DROP_SLOW
+    C_DROP_UDP_SEND
+    C_DROP_UDP_NO_SOCKET
+    C_DROP_PING_SEND
+    C_DROP_PING_NO_SOCKET
+    # dropped towards the guest
+    C_DROP_LINK_FULL
+    C_DROP_LINK_ERROR
+    C_DROP_UDP_INBOUND
+    C_COUNT
+
+ctypedef uint64_t Counters[C_COUNT]
+
+cpdef tuple names()

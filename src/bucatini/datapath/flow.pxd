@@ -1,0 +1,86 @@
+"""Interface of the flow table (`flow.pyx`)."""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from bucatini.datapath.headers cimport addr_t
+from bucatini.datapath.siphash cimport siphash_key
+from bucatini.datapath.tcp cimport TcpConn
+
+cdef enum FlowKind:
+    FLOW_FREE
+    FLOW_TCP
+    FLOW_UDP
+    FLOW_PING
+
+cdef enum:
+    FLOW_NONE = 0xFFFFFFFF  # no flow: indices below it are valid
+
+cdef struct FlowKey:  # the guest's side; 40 bytes without a hole, hashed and compared as they are
+    addr_t guest  # the guest's address
+    addr_t remote  # the other end as the guest sees it
+    uint16_t gport  # host order; ping: the identifier
+    uint16_t rport  # ping: 0
+    uint8_t protocol  # PROTO_*
+    uint8_t zero[3]
+
+cdef struct TcpFlow:
+    TcpConn conn
+    uint32_t head  # first chunk of the overflow, CHUNK_NONE: none
+    uint32_t tail  # last chunk
+    uint32_t head_offset  # bytes of the first chunk that are sent
+    uint32_t tail_used  # bytes of the last chunk in use
+    uint32_t batch  # index into the batch of this turn + 1, 0: not in it
+    uint8_t readable  # the host socket may have data
+    uint8_t hangup  # the host peer has shut its side: read until EOF
+    uint8_t queued  # in the worker's list of flows to continue
+    uint8_t connected
+
+cdef struct UdpFlow:
+    uint64_t last  # ns, last datagram either way
+    uint32_t to_host  # datagrams seen, saturating
+    uint32_t to_guest
+    uint16_t bound_port  # source port we bound for it, host order; 0: any
+    uint8_t no_segment  # UDP_SEGMENT was refused on this socket
+    uint8_t queued  # in the worker's list of flows to continue
+    uint8_t readable
+
+cdef struct PingFlow:
+    uint64_t last
+
+cdef union FlowState:
+    TcpFlow tcp
+    UdpFlow udp
+    PingFlow ping
+
+cdef struct Flow:
+    FlowKey key
+    addr_t target  # where the host side goes: address of the far end on the host's side
+    uint16_t target_port  # host order
+    uint8_t kind  # FlowKind
+    uint8_t from_host  # opened by the host's side
+    int fd  # host socket, -1: none
+    uint32_t index  # of this flow
+    uint32_t hash_next  # chain of the bucket, or of the free list
+    uint32_t timer_next  # chain of the timer slot
+    uint32_t timer_previous
+    uint32_t timer_slot  # slot it waits in, TIMER_NONE: none
+    uint64_t timer_at  # ns, when that slot fires
+    uint32_t ready_next  # worker's list of flows to continue
+    uint32_t generation  # moves on each reuse: epoll events of an earlier life are known by it
+    FlowState u
+
+cdef struct FlowTable:
+    Flow *flows
+    uint32_t *buckets
+    uint32_t bucket_mask
+    uint32_t limit  # flows at most
+    uint32_t used
+    uint32_t fresh  # flows never used yet start here
+    uint32_t free_head
+    siphash_key key
+
+cdef int flow_table_init(FlowTable *t, uint32_t limit, const uint8_t *key) noexcept nogil
+cdef void flow_table_free(FlowTable *t) noexcept nogil
+cdef Flow *flow_find(FlowTable *t, const FlowKey *key) noexcept nogil
+cdef Flow *flow_new(FlowTable *t, const FlowKey *key, uint8_t kind) noexcept nogil
+cdef void flow_free(FlowTable *t, Flow *flow) noexcept nogil

@@ -1,0 +1,113 @@
+"""`Worker`: what one thread of the packet path owns. Nothing in it is shared; nothing global is written.
+
+An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow, a listener or a
+descriptor that Python watches.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from bucatini.datapath.counters cimport Counters
+from bucatini.datapath.flow cimport Flow, FlowKey, FlowTable
+from bucatini.datapath.headers cimport addr_t
+from bucatini.datapath.link cimport Link
+from bucatini.datapath.parse cimport FrameRef
+from bucatini.datapath.siphash cimport siphash_key
+from bucatini.datapath.timers cimport TimerWheel
+
+cdef enum RefKind:
+    REF_LINK
+    REF_FLOW
+    REF_LISTENER
+    REF_PYTHON
+
+cdef enum:
+    LISTENER_MAX = 262144
+
+cdef struct Family:  # address translation of one IP version; unspecified (all zero) where there is none
+    bint enabled
+    addr_t guest  # the guest's address (assigned, or learnt when `learn`)
+    addr_t assigned  # the address the guest was given
+    bint learn  # the guest's address follows what it uses
+    addr_t ours  # what stands for the host's loopback when nothing else is mapped
+    addr_t map_host_loopback
+    addr_t map_guest_addr
+    addr_t host  # the host's own address that the guest shadows
+    addr_t dns_forward
+    addr_t dns_host
+    addr_t resolver_gateway  # the gateway when it is the host's resolver: its ports 53 and 853 are not ours (D2)
+    addr_t outbound  # source address of outbound sockets
+    char outbound_if[16]
+    addr_t guest_linklocal  # IPv6: learnt
+    uint32_t scope_id  # host interface of link-local destinations
+
+cdef struct Listener:  # a bound forward
+    int fd
+    uint8_t protocol
+    uint8_t version  # 4, 6, or 0: dual stack
+    uint16_t port  # host's, host order
+    uint16_t to  # guest's
+    uint32_t scope_id
+    addr_t address  # bound on, unspecified: any
+    addr_t to_address  # of the guest, unspecified: the guest's own
+    bint used
+
+cdef struct Settings:  # fixed while the worker runs
+    uint16_t mtu  # of the guest's link, bytes
+    bint no_tcp
+    bint no_udp
+    bint no_icmp
+    bint freebind
+    bint peek_off  # SO_PEEK_OFF works for TCP
+    uint8_t our_mac[6]
+
+cdef struct Chunks  # overflow pool, tcp_io
+cdef struct TcpBatch
+cdef struct UdpBatch
+cdef struct Reassembly
+
+cdef struct Worker:
+    Link *link  # outermost
+    FlowTable *flows
+    TimerWheel *timers
+    Counters *counters
+    Settings settings
+    Family v4
+    Family v6
+    Listener *listeners
+    uint32_t listener_count
+    int epoll
+    uint64_t now  # ns, CLOCK_MONOTONIC, read once per turn and after waiting
+    uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
+    siphash_key isn_key
+    uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
+    uint32_t ready_tail
+    bint link_down  # the link answered EIO: the guest's interface is not up
+    uint16_t ip_id
+    Flow *last_flow  # of the previous frame
+    Chunks *chunks
+    TcpBatch *tcp
+    UdpBatch *udp
+    Reassembly *reassembly
+    void *owner  # the Python object, for the upcall
+
+cdef inline Family *family_of(Worker *w, int version) noexcept nogil:
+    return &w.v4 if version == 4 else &w.v6
+
+cdef inline void count(Worker *w, int counter) noexcept nogil:
+    w.counters[0][counter] += 1
+
+cdef inline void count_n(Worker *w, int counter, uint64_t n) noexcept nogil:
+    w.counters[0][counter] += n
+
+cdef inline uint64_t flow_ref(const Flow *flow) noexcept nogil:
+    return (<uint64_t> REF_FLOW << 56) | (<uint64_t> (flow.generation & 0xFFFFFF) << 32) | flow.index
+
+# Puts a flow on the list of those to be continued in the next turn; at most once each (the caller keeps `queued`).
+cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil
+# Registers a flow's socket: edge triggered, in and out, once for its life. 0 or -errno.
+cdef int worker_watch(Worker *w, Flow *flow) noexcept nogil
+# Takes the flow off the timers, closes its socket and frees it.
+cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil
+# The flow of a frame of the guest, or NULL.
+cdef Flow *worker_find(Worker *w, const FrameRef *ref) noexcept nogil
+cdef void worker_key(FlowKey *key, const FrameRef *ref) noexcept nogil
