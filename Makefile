@@ -1,0 +1,100 @@
+# What a developer does with Bucatini. `make` alone builds; `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# The linters call one another (cython-lint calls pycodestyle): theirs is found first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+# release, debug: how the compiled modules below src/ are built. (asan and coverage have a place of their own.)
+BUCATINI_BUILD ?= release
+
+COMPILED := $(wildcard src/bucatini/datapath/*.pyx src/bucatini/datapath/*.pxd src/bucatini/*.pxd)
+STAMP := $(VENV)/.installed
+BUILT := build/.built-$(BUCATINI_BUILD)
+PYTEST := $(PY) -m pytest
+
+.PHONY: build run test lint unit system bench asan coverage man clean help packages
+.DEFAULT_GOAL := build
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## virtual environment, editable install, compiled modules; only what is out of date
+	@mkdir -p build
+	@# One build at a time: two would write the same objects.
+	@flock build/.lock $(MAKE) $(BUILT)
+
+$(STAMP): pyproject.toml tools/python tools/packages
+	tools/packages --build
+	python=$$(tools/python) && { [ -x $(PY) ] && $(PY) -c '' || "$$python" -m venv --clear $(VENV); }
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install --quiet --group dev
+	touch $@
+
+# Objects of another mode are newer than this mode's C files, so a change of mode compiles everything.
+$(BUILT): $(STAMP) setup.py $(COMPILED)
+	force=; [ -z "$$(ls build/.built-* 2>/dev/null | grep -vx '$(BUILT)')" ] || force=--force
+	BUCATINI_BUILD=$(BUCATINI_BUILD) $(PY) setup.py --quiet build_ext --inplace $$force
+	[ $(VENV)/bin/pasta -nt pyproject.toml ] && [ $(VENV)/bin/bucatini -nt pyproject.toml ] || \
+	    BUCATINI_BUILD=$(BUCATINI_BUILD) $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $(VENV)/bin/pasta $(VENV)/bin/bucatini
+	rm -f build/.built-*
+	touch $@
+
+run: build ## a namespace with full connectivity, explained (= bucatini demo)
+	@$(VENV)/bin/bucatini demo
+
+packages:
+	@tools/packages --test
+
+test: build packages lint ## lint, unit, property and system tests
+	$(PYTEST) tests
+
+unit: build ## unit and property tests only
+	$(PYTEST) tests/unit
+
+system: build packages ## system tests only
+	$(PYTEST) tests/system
+
+lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
+	ruff format --check .
+	ruff check .
+	[ -z "$(COMPILED)" ] || cython-lint $(COMPILED)
+	mypy --strict src/bucatini
+	codespell
+	$(PYTEST) -q -m lint tests/unit
+
+bench: build ## benchmarks
+	@echo "There are no benchmarks yet; docs/performance.md says what was measured and how."
+
+# The sanitized modules live below build/asan; src/ keeps its own. Only the program's processes are preloaded in the
+# system tests (tests/system/installation.py), and every report of theirs fails the test that caused it.
+ASAN_LIBS = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+asan: build packages ## unit and system tests against a build with address and undefined-behaviour sanitizers
+	BUCATINI_BUILD=asan $(PY) setup.py --quiet build --build-base build/asan/base --build-lib build/asan/lib
+	LD_PRELOAD="$(ASAN_LIBS)" PYTHONMALLOC=malloc PYTHONPATH=$(CURDIR)/build/asan/lib \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 BUCATINI_TEST_PACKAGE=$(CURDIR)/build/asan/lib \
+	    $(PYTEST) -m 'not lint and not release' tests/unit
+	BUCATINI_TEST_PACKAGE=$(CURDIR)/build/asan/lib BUCATINI_TEST_PRELOAD="$(ASAN_LIBS)" $(PYTEST) -m 'not release' tests/system
+
+coverage: build ## line coverage of the unit tests, compiled modules included: build/coverage/html
+	BUCATINI_BUILD=coverage $(PY) setup.py --quiet build --build-base build/coverage/base --build-lib build/coverage/lib
+	PYTHONPATH=$(CURDIR)/build/coverage/lib BUCATINI_TEST_PACKAGE=$(CURDIR)/build/coverage/lib \
+	    $(PY) -m coverage run -m pytest -m 'not lint and not release' tests/unit
+	$(PY) -m coverage report
+	$(PY) -m coverage html --quiet --directory build/coverage/html
+
+man: build ## docs/man/*.1, from the option table
+	$(PY) -m bucatini.cli.manpage
+
+clean: ## everything that can be made again
+	rm -rf build dist src/*.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find src tests \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
+	find src -name '*.pyx' -print0 | while IFS= read -r -d '' file; do rm -f "$${file%.pyx}.c"; done
