@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-cdef enum Counter:
+cdef enum:  # Counter
     # traffic
     C_FRAMES_IN
     C_BYTES_IN

@@ -13,7 +13,7 @@ cdef enum FlowKind:
     FLOW_PING
 
 cdef enum:
-    FLOW_NONE = 0xFFFFFFFF  # no flow: indices below it are valid
+    FLOW_NONE = 0xFFFFFFFFU  # no flow: indices below it are valid
 
 cdef struct FlowKey:  # the guest's side; 40 bytes without a hole, hashed and compared as they are
     addr_t guest  # the guest's address

@@ -142,7 +142,7 @@ cdef inline bint addr_is_multicast(const addr_t *a) noexcept nogil:
 
 cdef inline bint addr_is_broadcast(const addr_t *a) noexcept nogil:
     """255.255.255.255."""
-    return addr_is_v4(a) and a.w[3] == 0xFFFFFFFF
+    return addr_is_v4(a) and a.w[3] == 0xFFFFFFFFU
 
 cdef inline bint addr_is_linklocal6(const addr_t *a) noexcept nogil:
     """fe80::/10."""

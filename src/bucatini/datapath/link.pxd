@@ -7,6 +7,7 @@ frames are valid until the next `receive`. Capture, tracing and fault injection 
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from bucatini.datapath.counters cimport Counters
 from bucatini.datapath.headers cimport vnet_hdr
 from bucatini.datapath.syscalls cimport iovec
 
@@ -43,4 +44,5 @@ cdef struct Link:
     commit_fn commit
     send_fn send
     Link *inner  # the wrapped link, or NULL
+    Counters *counters  # frames and bytes both ways, and what is lost towards the guest, count here
     void *state  # the link's own

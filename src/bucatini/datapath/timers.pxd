@@ -8,7 +8,7 @@ cdef enum:
     TIMER_SLOTS = 4096
     TIMER_TICK_NS = 8388608  # 2**23 ns, 8.4 ms: the wheel turns once in 34 s; later deadlines wait for another turn
     TIMER_SHIFT = 23
-    TIMER_NONE = 0xFFFFFFFF
+    TIMER_NONE = 0xFFFFFFFFU
 
 cdef struct TimerWheel:
     uint32_t heads[TIMER_SLOTS]  # first flow of each slot, FLOW_NONE: empty

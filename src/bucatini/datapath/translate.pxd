@@ -1,6 +1,6 @@
 """Interface of address translation (`translate.pyx`): the one decision point of a new flow."""
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from bucatini.datapath.headers cimport addr_t
 from bucatini.datapath.worker cimport Listener, Worker

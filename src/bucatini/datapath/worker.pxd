@@ -51,7 +51,7 @@ cdef struct Listener:  # a bound forward
     addr_t to_address  # of the guest, unspecified: the guest's own
     bint used
 
-cdef struct Settings:  # fixed while the worker runs
+cdef struct WorkerSettings:  # fixed while the worker runs
     uint16_t mtu  # of the guest's link, bytes
     bint no_tcp
     bint no_udp
@@ -60,17 +60,12 @@ cdef struct Settings:  # fixed while the worker runs
     bint peek_off  # SO_PEEK_OFF works for TCP
     uint8_t our_mac[6]
 
-cdef struct Chunks  # overflow pool, tcp_io
-cdef struct TcpBatch
-cdef struct UdpBatch
-cdef struct Reassembly
-
 cdef struct Worker:
     Link *link  # outermost
     FlowTable *flows
     TimerWheel *timers
     Counters *counters
-    Settings settings
+    WorkerSettings settings
     Family v4
     Family v6
     Listener *listeners
@@ -81,14 +76,11 @@ cdef struct Worker:
     siphash_key isn_key
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
-    bint link_down  # the link answered EIO: the guest's interface is not up
-    uint16_t ip_id
+    int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
     Flow *last_flow  # of the previous frame
-    Chunks *chunks
-    TcpBatch *tcp
-    UdpBatch *udp
-    Reassembly *reassembly
-    void *owner  # the Python object, for the upcall
+    void *tcp  # what tcp_io keeps, private to it (a struct cannot be declared here and defined there)
+    void *udp
+    void *reassembly
 
 cdef inline Family *family_of(Worker *w, int version) noexcept nogil:
     return &w.v4 if version == 4 else &w.v6
@@ -104,6 +96,8 @@ cdef inline uint64_t flow_ref(const Flow *flow) noexcept nogil:
 
 # Puts a flow on the list of those to be continued in the next turn; at most once each (the caller keeps `queued`).
 cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil
+# Takes the first flow off that list, or NULL.
+cdef Flow *worker_next(Worker *w) noexcept nogil
 # Registers a flow's socket: edge triggered, in and out, once for its life. 0 or -errno.
 cdef int worker_watch(Worker *w, Flow *flow) noexcept nogil
 # Takes the flow off the timers, closes its socket and frees it.

@@ -1,0 +1,459 @@
+"""The loop of one worker, and `DataPath`, by which Python sets it up and runs it.
+
+Each turn: wait; take a batch of frames from the link and run it through the protocols; serve the sockets that have
+something; continue the flows that used up their share; fire timers. The loop runs without the GIL. It takes it for
+four things only: a frame of the slow path, a descriptor that Python watches, the slow path's timer, and the trace.
+
+An exception in Python costs the frame it was about (`slow_errors`), never the loop.
+"""
+
+import cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+from bucatini.datapath.capture cimport capture_close, capture_open, trace_close, trace_open
+from bucatini.datapath.counters cimport (C_COUNT, C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN,
+                                         C_SLOW_OUT, Counters, names)
+from bucatini.datapath.flow cimport (FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_TCP, FLOW_UDP, Flow, FlowTable, flow_table_free,
+                                     flow_table_init)
+from bucatini.datapath.headers cimport (FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_is_v4, addr_t,
+                                        vnet_hdr)
+from bucatini.datapath.icmp cimport icmp_event, icmp_frame, icmp_timer
+from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
+from bucatini.datapath.link_tap cimport tap_close, tap_open
+from bucatini.datapath.parse cimport (KIND_ECHO, KIND_FRAGMENT, KIND_SLOW, KIND_TCP, KIND_UDP, FrameRef, parse_frame)
+from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
+from bucatini.datapath.syscalls cimport (CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime,
+                                         close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec)
+from bucatini.datapath.tcp_io cimport (tcp_continue, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
+                                       tcp_timer)
+from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
+from bucatini.datapath.udp cimport (udp_close, udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init,
+                                    udp_listener, udp_timer)
+from bucatini.datapath.worker cimport (LISTENER_MAX, REF_FLOW, REF_LINK, REF_LISTENER, REF_PYTHON, Family, Listener, Worker,
+                                       count, worker_next)
+
+import os
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno, EINTR
+
+
+cdef extern from "<unistd.h>" nogil:
+    int dup(int fd)
+
+
+cdef enum:
+    EVENTS = 64  # of one wait
+    PROTO_TCP = 6
+    LINKS = 3  # the guest's, and at most two that wrap it
+
+FEATURE_TSO = LINK_TSO
+FEATURE_USO = LINK_USO
+
+
+cdef inline uint64_t clock_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline void learn(Worker *w, const FrameRef *ref) noexcept nogil:
+    """Follow the addresses that the guest uses, where it was not told which."""
+    cdef Family *family = &w.v4 if ref.version == 4 else &w.v6
+    if ref.version == 6 and addr_is_linklocal6(&ref.src):
+        if not addr_equal(&ref.src, &family.guest_linklocal):
+            memcpy(&family.guest_linklocal, &ref.src, sizeof(addr_t))
+    elif family.learn and not addr_equal(&ref.src, &family.guest) and not addr_is_unspecified(&ref.src):
+        memcpy(&family.guest, &ref.src, sizeof(addr_t))
+
+
+cdef int parse_address(addr_t *out, bytes value) except -1:
+    """Take 16 bytes, or none at all for "unspecified"."""
+    memset(out, 0, sizeof(addr_t))
+    if value:
+        if len(value) != 16:
+            raise ValueError("an address is 16 bytes")
+        memcpy(out, <const char *> value, 16)
+    return 0
+
+
+cdef class DataPath:
+    """The packet path of one instance: one worker and its link.
+
+    Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; b"" means none. Call `settings`, `family`, `open_tap`,
+    `add_listener` and `watch`, then `run`.
+    """
+
+    cdef Worker w
+    cdef FlowTable table
+    cdef TimerWheel wheel
+    cdef Counters counts
+    cdef Link links[LINKS]
+    cdef int depth
+    cdef bint stopped
+    cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
+    cdef object slow
+    cdef object trace
+    cdef list watched
+    cdef int failed
+
+    def __cinit__(self, int flows=131072, int listeners=1024):
+        """Reserve all memory: for `flows` flows and `listeners` bound ports."""
+        cdef bytes key = os.urandom(32)
+        cdef Worker *w = &self.w
+        if not 0 < listeners <= LISTENER_MAX or flows < 1:
+            raise ValueError("listeners or flows")
+        memset(w, 0, sizeof(Worker))
+        w.epoll = -1
+        w.spare_fd = -1
+        if flow_table_init(&self.table, flows, <const uint8_t *> <const char *> key) < 0:
+            raise MemoryError
+        memcpy(&w.isn_key, <const char *> key + 16, 16)
+        w.now = clock_ns()
+        timers_init(&self.wheel, w.now)
+        w.flows = &self.table
+        w.timers = &self.wheel
+        w.counters = &self.counts
+        w.ready_head = FLOW_NONE
+        w.ready_tail = FLOW_NONE
+        memset(w.guest_mac, 0xFF, 6)
+        w.settings.mtu = 65520
+        w.listeners = <Listener *> calloc(listeners, sizeof(Listener))
+        if w.listeners == NULL or tcp_init(w) < 0 or udp_init(w) < 0 or reassemble_init(w) < 0:
+            raise MemoryError
+        w.epoll = epoll_create1(EPOLL_CLOEXEC)
+        w.spare_fd = dup(w.epoll)
+        if w.epoll < 0 or w.spare_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.watched = []
+
+    def __dealloc__(self):
+        cdef int i
+        if self.w.epoll >= 0:
+            close(self.w.epoll)
+            close(self.w.spare_fd)
+        for i in range(self.depth - 1, 0, -1):
+            if self.links[i].state != NULL:
+                capture_close(&self.links[i])
+        if self.depth:
+            tap_close(&self.links[0])
+        if self.w.tcp != NULL:
+            tcp_free(&self.w)
+        if self.w.udp != NULL:
+            udp_free(&self.w)
+        if self.w.reassembly != NULL:
+            reassemble_free(&self.w)
+        free(self.w.listeners)
+        if self.table.flows != NULL:
+            flow_table_free(&self.table)
+
+    def settings(self, *, int mtu, bytes our_mac, bint no_tcp, bint no_udp, bint no_icmp, bint freebind, bint peek_off):
+        """Set what holds for the whole run.
+
+        Args:
+            mtu: of the guest's link, bytes, 1280..65520 (68 and up without IPv6).
+            our_mac: 6 bytes.
+            peek_off: whether SO_PEEK_OFF works on TCP sockets here.
+        """
+        if len(our_mac) != 6 or not 68 <= mtu <= 65535:
+            raise ValueError("mtu or our_mac")
+        self.w.settings.mtu = mtu
+        memcpy(self.w.settings.our_mac, <const char *> our_mac, 6)
+        self.w.settings.no_tcp = no_tcp
+        self.w.settings.no_udp = no_udp
+        self.w.settings.no_icmp = no_icmp
+        self.w.settings.freebind = freebind
+        self.w.settings.peek_off = peek_off
+
+    def family(self, int version, *, bytes guest, bint learn, bytes ours, bytes map_host_loopback=b"",
+               bytes map_guest_addr=b"", bytes host=b"", bytes dns_forward=b"", bytes dns_host=b"",
+               bytes resolver_gateway=b"", bytes outbound=b"", str outbound_if="", int scope_id=0):
+        """Enable an IP version and set its addresses (`Family`)."""
+        cdef Family *f = &self.w.v4 if version == 4 else &self.w.v6
+        cdef bytes name = outbound_if.encode()
+        if len(name) > 15:
+            raise ValueError("outbound_if")
+        parse_address(&f.guest, guest)
+        parse_address(&f.assigned, guest)
+        parse_address(&f.ours, ours)
+        parse_address(&f.map_host_loopback, map_host_loopback)
+        parse_address(&f.map_guest_addr, map_guest_addr)
+        parse_address(&f.host, host)
+        parse_address(&f.dns_forward, dns_forward)
+        parse_address(&f.dns_host, dns_host)
+        parse_address(&f.resolver_gateway, resolver_gateway)
+        parse_address(&f.outbound, outbound)
+        memset(f.outbound_if, 0, 16)
+        memcpy(f.outbound_if, <const char *> name, len(name))
+        f.learn = learn
+        f.scope_id = scope_id
+        f.enabled = True
+
+    def guest_mac(self, bytes mac):
+        """Tell the guest's MAC address before it has spoken."""
+        if len(mac) != 6:
+            raise ValueError("mac")
+        memcpy(self.w.guest_mac, <const char *> mac, 6)
+
+    def open_tap(self, int fd, int features):
+        """Attach the tap `fd`; `features`: FEATURE_TSO | FEATURE_USO as its kernel accepted them."""
+        cdef int error = tap_open(&self.links[0], fd, features, &self.counts)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        self.depth = 1
+        self.w.link = &self.links[0]
+        self._register(fd, <uint64_t> REF_LINK << 56)
+
+    def capture(self, int fd):
+        """Write every frame from now on to `fd`, in pcap format."""
+        cdef int error = capture_open(&self.links[self.depth], self.w.link, fd)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        self.w.link = &self.links[self.depth]
+        self.depth += 1
+
+    def set_trace(self, trace):
+        """Call `trace(sender, frame)` for every frame from now on; `sender` is "guest" or "host"."""
+        self.trace = trace
+        if trace_open(&self.links[self.depth], self.w.link, <void *> trace) < 0:
+            raise MemoryError
+        self.w.link = &self.links[self.depth]
+        self.depth += 1
+
+    def set_slow_path(self, slow):
+        """Give the slow path: an object with on_frame(frame, now), next_timeout() and on_timeout(now)."""
+        self.slow = slow
+        self._slow_timer()
+
+    def add_listener(self, int fd, int protocol, int version, int port, int to, *, bytes address=b"",
+                     bytes to_address=b"", int scope_id=0):
+        """Serve a bound socket: listening (TCP) or not connected (UDP).
+
+        Args:
+            version: 4, 6, or 0 for dual stack.
+            port: it is bound to; `to`: the guest's. Host order.
+        """
+        cdef uint32_t index = self.w.listener_count
+        cdef Listener *listener = &self.w.listeners[index]
+        listener.fd = fd
+        listener.protocol = protocol
+        listener.version = version
+        listener.port = port
+        listener.to = to
+        listener.scope_id = scope_id
+        parse_address(&listener.address, address)
+        parse_address(&listener.to_address, to_address)
+        listener.used = True
+        self._register(fd, <uint64_t> REF_LISTENER << 56 | index)
+        self.w.listener_count += 1
+
+    def watch(self, int fd, callback):
+        """Call `callback()` whenever `fd` is readable."""
+        self._register(fd, <uint64_t> REF_PYTHON << 56 | <uint64_t> len(self.watched))
+        self.watched.append((fd, callback))
+
+    def unwatch(self, int fd):
+        """Stop watching `fd`."""
+        cdef epoll_event event
+        epoll_ctl(self.w.epoll, EPOLL_CTL_DEL, fd, &event)
+
+    def _register(self, int fd, uint64_t ref):
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = ref
+        if epoll_ctl(self.w.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def stop(self):
+        """Make `run` return at the end of this turn."""
+        self.stopped = True
+
+    def counters(self):
+        """Return the counters: name -> value."""
+        return {name: self.counts[i] for i, name in enumerate(names())}
+
+    @property
+    def flows(self):
+        """Flows in the table."""
+        return self.table.used
+
+    def run(self):
+        """Serve until `stop`; raises OSError when the link fails."""
+        self.stopped = False
+        self.failed = 0
+        with nogil:
+            self._loop()
+        if self.failed:
+            raise OSError(self.failed, os.strerror(self.failed))
+
+    cdef void _loop(self) noexcept nogil:
+        cdef Worker *w = &self.w
+        cdef epoll_event[EVENTS] events
+        cdef Flow *flow
+        cdef uint64_t ref
+        cdef uint32_t index, generation
+        cdef int n, i, kind
+        cdef bint link_ready
+        while not self.stopped:
+            n = epoll_wait(w.epoll, events, EVENTS, self._wait_ms())
+            w.now = clock_ns()
+            if n < 0 and errno != EINTR:
+                self.failed = errno
+                return
+            link_ready = False
+            for i in range(n):
+                ref = events[i].data.u64
+                kind = <int> (ref >> 56)
+                index = <uint32_t> ref
+                if kind == REF_LINK:
+                    link_ready = True
+                elif kind == REF_FLOW:
+                    flow = &self.table.flows[index]
+                    generation = <uint32_t> (ref >> 32) & 0xFFFFFF
+                    # An event may be of a socket that an earlier event of this turn has closed
+                    if flow.kind != FLOW_FREE and (flow.generation & 0xFFFFFF) == generation:
+                        if flow.kind == FLOW_TCP:
+                            tcp_event(w, flow, events[i].events)
+                        elif flow.kind == FLOW_UDP:
+                            udp_event(w, flow, events[i].events)
+                        else:
+                            icmp_event(w, flow, events[i].events)
+                elif kind == REF_LISTENER:
+                    if w.listeners[index].protocol == PROTO_TCP:
+                        tcp_listener(w, &w.listeners[index])
+                    else:
+                        udp_listener(w, &w.listeners[index])
+                else:
+                    self._python(index)
+            if link_ready:
+                self._frames()
+                if self.failed:
+                    return
+            self._continue()
+            while True:
+                flow = timer_due(w.timers, w.flows, w.now)
+                if flow == NULL:
+                    break
+                if flow.kind == FLOW_TCP:
+                    tcp_timer(w, flow)
+                elif flow.kind == FLOW_UDP:
+                    udp_timer(w, flow)
+                elif flow.kind == FLOW_PING:
+                    icmp_timer(w, flow)
+            if self.slow_at and w.now >= self.slow_at:
+                self._slow_timeout()
+
+    cdef int _wait_ms(self) noexcept nogil:
+        """Milliseconds to wait at most, -1: for ever."""
+        cdef int wait = timer_wait_ms(self.w.timers, self.w.now)
+        cdef int slow
+        if self.w.ready_head != FLOW_NONE:
+            return 0
+        if self.slow_at:
+            slow = 0 if self.slow_at <= self.w.now else <int> ((self.slow_at - self.w.now) // 1000000) + 1
+            if wait < 0 or slow < wait:
+                wait = slow
+        return wait
+
+    cdef void _continue(self) noexcept nogil:
+        """Give every flow that waits for its next share one."""
+        cdef Worker *w = &self.w
+        cdef uint32_t last = w.ready_tail, index
+        cdef Flow *flow
+        if w.ready_head == FLOW_NONE:
+            return
+        while True:
+            flow = worker_next(w)
+            if flow == NULL:
+                return
+            index = flow.index
+            if flow.kind == FLOW_TCP:
+                tcp_continue(w, flow)
+            else:
+                udp_continue(w, flow)
+            if index == last:
+                return
+
+    cdef void _frames(self) noexcept nogil:
+        """Take one batch of frames and serve it."""
+        cdef Worker *w = &self.w
+        cdef Frame[LINK_BATCH] frames
+        cdef FrameRef[LINK_BATCH] refs
+        cdef FrameRef *ref
+        cdef int n = w.link.receive(w.link, frames, LINK_BATCH)
+        cdef int i, kind
+        if n < 0:
+            self.failed = -n
+            return
+        for i in range(n):
+            ref = &refs[i]
+            kind = parse_frame(&frames[i], ref)
+            if kind == KIND_FRAGMENT:
+                count(w, C_FRAGMENTS_IN)
+                kind = reassemble(w, ref)
+                if kind == -C_FRAGMENTS_IN:  # kept
+                    continue
+            if kind < 0:
+                count(w, -kind)
+                continue
+            if ref.frame != NULL and memcmp(w.guest_mac, ref.frame + 6, 6) != 0 and not ref.frame[6] & 1:
+                memcpy(w.guest_mac, ref.frame + 6, 6)
+            if ref.version:
+                learn(w, ref)
+            if kind == KIND_TCP:
+                tcp_frame(w, ref)
+            elif kind == KIND_UDP:
+                udp_frame(w, ref)
+            elif kind == KIND_ECHO:
+                icmp_frame(w, ref)
+            elif ref.frame != NULL:
+                self._slow_frame(ref)
+            else:
+                count(w, C_DROP_SLOW)
+        tcp_flush(w)
+        udp_flush(w)
+
+    cdef void _slow_frame(self, const FrameRef *ref) noexcept with gil:
+        """Hand a frame to the slow path and send what it answers."""
+        count(&self.w, C_SLOW_IN)
+        try:
+            self._answer(self.slow.on_frame(<bytes> ref.frame[:ref.length], self.w.now))
+            self._slow_timer()
+        except Exception:
+            count(&self.w, C_SLOW_ERRORS)
+
+    cdef void _slow_timeout(self) noexcept with gil:
+        self.slow_at = 0
+        try:
+            self._answer(self.slow.on_timeout(self.w.now))
+            self._slow_timer()
+        except Exception:
+            count(&self.w, C_SLOW_ERRORS)
+
+    def _slow_timer(self):
+        at = self.slow.next_timeout()
+        self.slow_at = 0 if at is None else at
+
+    def _answer(self, list frames):
+        cdef bytes frame
+        cdef vnet_hdr vnet
+        cdef uint8_t *out
+        memset(&vnet, 0, sizeof(vnet))
+        for frame in frames:
+            if PyBytes_GET_SIZE(frame) > FRAME_MAX:
+                raise ValueError("frame too long")
+            out = self.w.link.reserve(self.w.link)
+            memcpy(out, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+            if self.w.link.commit(self.w.link, <uint32_t> PyBytes_GET_SIZE(frame), &vnet) == 0:
+                count(&self.w, C_SLOW_OUT)
+
+    cdef void _python(self, uint32_t index) noexcept with gil:
+        """Call what watches a descriptor; signal handlers run here too."""
+        try:
+            self.watched[index][1]()
+        except Exception:
+            count(&self.w, C_SLOW_ERRORS)

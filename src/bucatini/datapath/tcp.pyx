@@ -1,0 +1,532 @@
+"""The TCP translation machine: connection, segment, now -> actions. No system call, no clock, no memory of its own.
+
+Purpose. Towards the guest this is one end of a TCP connection (RFC 9293); the other end is a host socket that
+`tcp_io` owns. The machine says what to do with the segment's payload and with that socket; `tcp_io` does it and tells
+the machine what came of it.
+
+What it does not do. Congestion control and retransmission towards the network belong to the host's kernel; the guest's
+link loses next to nothing, so towards the guest there is a retransmission timer with backoff and fast retransmit, both
+going back to `snd_una`, and no congestion window. Segments out of order are not kept: each is answered by a duplicate
+ACK. Departure: no round-trip estimation, the first timeout is `RTO_NS` (RFC 6298 asks for 1 s at first).
+
+Data. Bytes from the host stay in its socket until the guest has acknowledged them: `snd_una` is the head of the socket's
+queue, `snd_nxt - snd_una` the peek offset. Bytes from the guest are accepted (`rcv_nxt` moves) when they are handed to
+the host socket or to the overflow (`held`, at most `bound`). The advertised right edge `rcv_adv` never moves left.
+
+States and events.
+
+    state           opened by    moves on
+    TCP_CONNECTING  guest's SYN  `tcp_connected` -> TCP_SYN_RCVD; RST of the guest -> closed. Nothing is sent to the guest
+    TCP_SYN_RCVD                 its ACK -> TCP_ESTABLISHED; SYN again: SYN-ACK again; timer: SYN-ACK again
+    TCP_SYN_SENT    host         SYN-ACK -> TCP_ESTABLISHED; SYN -> TCP_SYN_RCVD; RST -> closed; timer: SYN again
+    TCP_ESTABLISHED              half-closes are flags: TF_GUEST_FIN, TF_HOST_EOF, TF_FIN_SENT, TF_FIN_ACKED; both ways done: TA_CLOSE
+
+Timers. One deadline at a time: SYN (`SYN_RTO_NS`, doubled, `SYN_RETRIES`), retransmission (`RTO_NS`, doubled up to
+`RTO_MAX_NS`, `RETRIES`), zero window probe (the same pace, for as long as the guest answers), keep-alive (after
+`KEEPALIVE_IDLE_NS` of silence, every `KEEPALIVE_NS`, `KEEPALIVE_PROBES`): a guest that is gone is noticed, an idle one kept.
+
+Failure. A guest that answers no more: TA_RST to it, TA_ABORT to the host. There is no other way to fail: whatever a
+segment says, the answer is an action or nothing.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from bucatini.datapath.headers cimport TH_ACK, TH_FIN, TH_RST, TH_SYN
+
+cdef enum:
+    MSS_DEFAULT = 536  # RFC 9293 §3.7.1
+    MSS_MIN = 88  # below it a guest only wants us to work
+    SCALE_MAX = 14  # RFC 7323 §2.3
+    SYN_RETRIES = 6
+    RETRIES = 12
+    KEEPALIVE_PROBES = 9
+    DUPACKS = 3  # RFC 5681 §3.2
+    OPT_END = 0  # RFC 9293 §3.1
+    OPT_NOP = 1
+    OPT_MSS = 2
+    OPT_SCALE = 3
+
+cdef uint64_t MS = 1000000
+cdef uint64_t RTO_NS = 200 * MS
+cdef uint64_t RTO_MAX_NS = 60000 * MS
+cdef uint64_t SYN_RTO_NS = 1000 * MS  # RFC 6298 §2.1
+cdef uint64_t KEEPALIVE_IDLE_NS = 300000 * MS
+cdef uint64_t KEEPALIVE_NS = 75000 * MS
+
+
+cdef inline uint32_t minimum(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline uint64_t backoff(uint64_t first, uint8_t retries) noexcept nogil:
+    cdef uint64_t value = first << (retries if retries < 16 else 16)
+    return value if value < RTO_MAX_NS else RTO_MAX_NS
+
+
+cdef void read_options(TcpConn *c, const uint8_t *p, uint32_t size) noexcept nogil:
+    """Take MSS and window scale from the options of a SYN; a malformed list ends where it is malformed."""
+    cdef uint32_t mss = MSS_DEFAULT
+    cdef uint32_t i = 0
+    cdef uint8_t length
+    c.flags &= ~TF_WINDOW_SCALING
+    c.snd_wscale = 0
+    while i < size:
+        if p[i] == OPT_END:
+            break
+        if p[i] == OPT_NOP:
+            i += 1
+            continue
+        if i + 1 >= size:
+            break
+        length = p[i + 1]
+        if length < 2 or i + length > size:
+            break
+        if p[i] == OPT_MSS and length == 4:
+            mss = (<uint32_t> p[i + 2] << 8) | p[i + 3]
+        elif p[i] == OPT_SCALE and length == 3:
+            c.flags |= TF_WINDOW_SCALING
+            c.snd_wscale = p[i + 2] if p[i + 2] < SCALE_MAX else SCALE_MAX
+        i += length
+    if mss < MSS_MIN:
+        mss = MSS_MIN
+    c.mss = <uint16_t> minimum(mss, c.our_mss)
+    if c.flags & TF_WINDOW_SCALING:
+        c.rcv_wscale = TCP_WSCALE
+    else:
+        c.rcv_wscale = 0
+        c.bound = minimum(c.bound, 65535)
+
+
+cdef uint32_t tcp_syn_options(const TcpConn *c, uint8_t *out) noexcept nogil:
+    """Write the options of our SYN or SYN-ACK; returns their size, a multiple of 4, at most 8."""
+    out[0] = OPT_MSS
+    out[1] = 4
+    out[2] = c.our_mss >> 8
+    out[3] = c.our_mss & 0xFF
+    if c.state != TCP_SYN_SENT and not c.flags & TF_WINDOW_SCALING:
+        return 4
+    out[4] = OPT_NOP
+    out[5] = OPT_SCALE
+    out[6] = 3
+    out[7] = TCP_WSCALE
+    return 8
+
+
+cdef inline void start(TcpConn *c, uint32_t iss, uint16_t our_mss, uint32_t bound, uint64_t now) noexcept nogil:
+    memset(c, 0, sizeof(TcpConn))
+    c.iss = iss
+    c.snd_una = iss
+    c.snd_nxt = iss
+    c.snd_max = iss
+    c.our_mss = our_mss
+    c.mss = MSS_DEFAULT
+    c.bound = bound
+    c.last_heard = now
+
+
+cdef void tcp_from_guest(TcpConn *c, const TcpSegment *s, uint32_t iss, uint16_t our_mss, uint32_t bound,
+                         uint64_t now) noexcept nogil:
+    """Open by the guest's SYN `s`: TCP_CONNECTING. The caller starts connect() and reports by `tcp_connected`."""
+    start(c, iss, our_mss, bound, now)
+    c.state = TCP_CONNECTING
+    c.irs = s.seq
+    c.rcv_nxt = s.seq + 1
+    c.rcv_adv = c.rcv_nxt
+    c.snd_wnd = s.window
+    c.snd_wnd_max = s.window
+    c.snd_wl1 = s.seq
+    c.snd_wl2 = iss
+    read_options(c, s.options, s.options_length)
+
+
+cdef void tcp_to_guest(TcpConn *c, uint32_t iss, uint16_t our_mss, uint32_t bound, uint64_t now,
+                       TcpActions *a) noexcept nogil:
+    """Open towards the guest: TCP_SYN_SENT."""
+    a.what = TA_SYN
+    a.counted = 0
+    start(c, iss, our_mss, bound, now)
+    c.state = TCP_SYN_SENT
+    c.snd_nxt = iss + 1
+    c.snd_max = iss + 1
+    c.deadline = now + SYN_RTO_NS
+
+
+cdef void tcp_connected(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
+    """The host's end is connected: answer the guest's SYN."""
+    a.what = TA_SYNACK
+    a.counted = 0
+    c.state = TCP_SYN_RCVD
+    c.snd_nxt = c.iss + 1
+    c.snd_max = c.iss + 1
+    c.deadline = now + SYN_RTO_NS
+
+
+cdef inline void established(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
+    c.state = TCP_ESTABLISHED
+    c.retries = 0
+    c.deadline = now + KEEPALIVE_IDLE_NS
+    a.what |= TA_PUMP
+
+
+cdef inline void rest(TcpConn *c, uint64_t now) noexcept nogil:
+    """Choose the timer after progress."""
+    c.retries = 0
+    if c.snd_una != c.snd_max:
+        c.deadline = now + RTO_NS
+    elif c.flags & TF_PENDING and c.snd_wnd == 0:
+        c.deadline = now + RTO_NS
+    else:
+        c.deadline = now + KEEPALIVE_IDLE_NS
+
+
+cdef void take_ack(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil:
+    """Process the acknowledgement and window of an acceptable (or nearly: keep-alive) segment."""
+    cdef uint32_t acked, window = <uint32_t> s.window << c.snd_wscale
+    cdef bint moved = False, opened
+    if seq_gt(s.ack, c.snd_una):
+        acked = s.ack - c.snd_una
+        if c.flags & TF_FIN_SENT and s.ack == c.snd_max:
+            c.flags |= TF_FIN_ACKED
+            acked -= 1
+        if acked:
+            a.what |= TA_DISCARD
+            a.discard = acked
+        c.snd_una = s.ack
+        if seq_lt(c.snd_nxt, c.snd_una):
+            c.snd_nxt = c.snd_una
+        c.dupacks = 0
+        moved = True
+        a.what |= TA_PUMP
+    elif s.ack == c.snd_una and s.length == 0 and not s.flags & TH_FIN and c.snd_una != c.snd_max \
+            and window == c.snd_wnd and window and s.seq == c.rcv_nxt:
+        if c.dupacks < 255:
+            c.dupacks += 1
+        if c.dupacks == DUPACKS:  # RFC 5681 §3.2
+            a.counted |= TC_FAST_RETRANSMIT
+            rewind(c, a)
+    # RFC 9293 §3.10.7.4: only a segment not older than the last update moves the window
+    if seq_lt(c.snd_wl1, s.seq) or (c.snd_wl1 == s.seq and seq_le(c.snd_wl2, s.ack)):
+        opened = window > c.snd_wnd
+        c.snd_wnd = window
+        c.snd_wl1 = s.seq
+        c.snd_wl2 = s.ack
+        if window > c.snd_wnd_max:
+            c.snd_wnd_max = window
+        if opened:
+            a.what |= TA_PUMP
+            if c.snd_una == c.snd_max:
+                moved = True
+    if moved:
+        rest(c, now)
+    elif c.snd_una == c.snd_max and c.snd_wnd:
+        c.deadline = now + KEEPALIVE_IDLE_NS
+
+
+cdef inline void rewind(TcpConn *c, TcpActions *a) noexcept nogil:
+    """Go back to the oldest byte that is not acknowledged."""
+    if c.flags & TF_FIN_SENT and c.snd_una == tcp_fin_seq(c):
+        a.what |= TA_FIN
+    else:
+        c.snd_nxt = c.snd_una
+        a.what |= TA_REWIND | TA_PUMP
+
+
+cdef void finish(TcpConn *c, TcpActions *a) noexcept nogil:
+    """Shut and close what is done."""
+    if not c.flags & TF_GUEST_FIN or c.held:
+        return
+    if c.flags & TF_FIN_ACKED:
+        a.what |= TA_CLOSE
+        c.state = TCP_CLOSED
+        c.deadline = 0
+    elif not c.flags & TF_SHUT_DONE:
+        c.flags |= TF_SHUT_DONE
+        a.what |= TA_SHUTDOWN
+
+
+cdef bint opening(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil:
+    """Process a segment before TCP_ESTABLISHED; returns whether the rest of it is to be processed too."""
+    if c.state == TCP_CONNECTING:
+        # T3: the guest's SYN again while connect() goes on is no news
+        if s.flags & TH_RST and s.seq == c.rcv_nxt:
+            a.what = TA_ABORT
+            a.counted |= TC_RESET_BY_GUEST
+            c.state = TCP_CLOSED
+        elif s.flags & TH_SYN and s.seq != c.irs:
+            a.what = TA_NEW
+        return False
+    if c.state == TCP_SYN_SENT:
+        if s.flags & TH_ACK and s.ack != c.iss + 1:
+            if not s.flags & TH_RST:
+                a.what = TA_RST_REPLY
+            return False
+        if s.flags & TH_RST:
+            if s.flags & TH_ACK:
+                a.what = TA_ABORT
+                a.counted |= TC_RESET_BY_GUEST
+                c.state = TCP_CLOSED
+            return False
+        if not s.flags & TH_SYN:
+            return False
+        c.irs = s.seq
+        c.rcv_nxt = s.seq + 1
+        c.rcv_adv = c.rcv_nxt
+        c.snd_wnd = s.window  # never scaled in a SYN, RFC 7323 §2.2
+        c.snd_wnd_max = s.window
+        c.snd_wl1 = s.seq
+        c.snd_wl2 = s.ack
+        read_options(c, s.options, s.options_length)
+        if not s.flags & TH_ACK:  # simultaneous open, RFC 9293 §3.5
+            c.state = TCP_SYN_RCVD
+            c.snd_wl2 = c.iss
+            a.what = TA_SYNACK
+            return False
+        c.snd_una = s.ack
+        established(c, now, a)
+        a.what |= TA_ACK
+        return False
+    # TCP_SYN_RCVD
+    if s.flags & TH_SYN and s.seq == c.irs:
+        if s.flags & TH_ACK and s.ack == c.iss + 1:  # the other half of a simultaneous open
+            c.snd_una = s.ack
+            established(c, now, a)
+            a.what |= TA_ACK
+        else:
+            a.what = TA_SYNACK
+        return False
+    if s.flags & (TH_RST | TH_SYN) or not s.flags & TH_ACK:
+        return True  # the general rules hold
+    if s.ack != c.iss + 1:
+        a.what = TA_RST_REPLY
+        return False
+    c.snd_una = s.ack
+    established(c, now, a)
+    return True
+
+
+cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil:
+    """Process a segment of the guest (RFC 9293 §3.10.7)."""
+    cdef uint32_t end, skip, take
+    cdef bint fin = (s.flags & TH_FIN) != 0
+    a.what = 0
+    a.counted = 0
+    a.discard = 0
+    a.length = 0
+    a.offset = 0
+    c.last_heard = now
+    c.probes = 0
+    if c.state != TCP_ESTABLISHED:
+        if not opening(c, s, now, a):
+            return
+    # First: sequence number, reset, SYN
+    if s.flags & TH_RST:
+        if s.seq == c.rcv_nxt:
+            a.what = TA_ABORT
+            a.counted |= TC_RESET_BY_GUEST
+            c.state = TCP_CLOSED
+        elif seq_gt(s.seq, c.rcv_nxt) and seq_lt(s.seq, c.rcv_adv):  # RFC 5961 §3.2
+            a.what = TA_ACK
+            a.counted |= TC_CHALLENGE
+        return
+    if s.flags & TH_SYN:
+        # T25: after its FIN the guest may use its port again at once; else RFC 5961 §4.2
+        if c.flags & TF_GUEST_FIN and seq_gt(s.seq, c.rcv_nxt):
+            a.what = TA_NEW
+        else:
+            a.what = TA_ACK
+            a.counted |= TC_CHALLENGE
+        return
+    if not s.flags & TH_ACK:
+        return
+    if seq_gt(s.ack, c.snd_max):
+        a.what |= TA_ACK
+        return
+    # Numbers far outside the window say nothing about ours; a keep-alive or a repeated segment still does (T16)
+    if seq_lt(s.seq + s.length, c.rcv_nxt - 1) or seq_gt(s.seq, c.rcv_adv):
+        a.what |= TA_ACK
+        a.counted |= TC_DUPLICATE
+        return
+    take_ack(c, s, now, a)
+    end = s.seq + s.length
+    if s.length or fin:
+        if c.flags & TF_GUEST_FIN:
+            # Its FIN again, or data behind it (T32)
+            a.what |= TA_ACK
+            a.counted |= TC_AFTER_FIN if seq_gt(end, c.rcv_nxt) else TC_DUPLICATE
+        elif seq_gt(s.seq, c.rcv_nxt):
+            a.what |= TA_ACK
+            a.counted |= TC_OUT_OF_ORDER
+        else:
+            skip = c.rcv_nxt - s.seq
+            if skip > s.length or (skip == s.length and not fin):
+                # All of it was there before; a keep-alive may carry one byte of it (RFC 9293 §3.8.4)
+                a.what |= TA_ACK
+                a.counted |= TC_DUPLICATE
+                if s.length <= 1 and not fin and s.seq == c.rcv_nxt - 1:
+                    a.what |= TA_KEEPALIVE
+            else:
+                take = minimum(s.length - skip, c.rcv_adv - c.rcv_nxt)
+                if take:
+                    a.what |= TA_ACCEPT | TA_ACK_BATCH
+                    a.offset = skip
+                    a.length = take
+                    c.rcv_nxt += take
+                if skip + take < s.length:
+                    a.what |= TA_ACK  # beyond the window: say where it ends
+                elif fin:
+                    c.rcv_nxt += 1
+                    if seq_lt(c.rcv_adv, c.rcv_nxt):
+                        c.rcv_adv = c.rcv_nxt
+                    c.flags |= TF_GUEST_FIN
+                    a.what |= TA_ACK_BATCH
+    elif s.seq == c.rcv_nxt - 1:  # keep-alive without data
+        a.what |= TA_ACK | TA_KEEPALIVE
+    if a.what & TA_KEEPALIVE:
+        if c.flags & TF_KEEPALIVE:
+            a.what &= ~TA_KEEPALIVE
+        c.flags |= TF_KEEPALIVE
+
+
+cdef void tcp_refused(TcpConn *c, uint32_t length) noexcept nogil:
+    """Take back `length` accepted bytes (and a FIN behind them) that found no room: they were not acknowledged yet."""
+    if c.flags & TF_GUEST_FIN and not c.flags & TF_SHUT_DONE:
+        c.flags &= ~TF_GUEST_FIN
+        c.rcv_nxt -= 1
+    c.rcv_nxt -= length
+
+
+cdef void tcp_held(TcpConn *c, uint32_t held, TcpActions *a) noexcept nogil:
+    """Learn how many accepted bytes the host socket has not taken: after each batch, and when it took some."""
+    cdef uint32_t edge
+    a.what = 0
+    a.counted = 0
+    c.held = held
+    if c.state != TCP_ESTABLISHED:
+        return
+    finish(c, a)
+    if not c.flags & TF_GUEST_FIN and held < c.bound:
+        edge = c.rcv_nxt + c.bound - held
+        # RFC 9293 §3.8.6.2.2: a window update only when it is worth one
+        if seq_gt(edge, c.rcv_adv) and edge - c.rcv_adv >= c.bound // 2:
+            a.what |= TA_ACK
+
+
+cdef uint16_t tcp_window(TcpConn *c) noexcept nogil:
+    """Return the window field of the next segment and remember the right edge it promises."""
+    cdef uint32_t window = 0, field
+    cdef uint32_t edge
+    if c.held < c.bound:
+        window = c.bound - c.held
+    edge = c.rcv_nxt + window
+    # Never to the left; to the right by at least a segment or half of all (RFC 9293 §3.8.6.2.2)
+    if seq_lt(edge, c.rcv_adv) or edge - c.rcv_adv < minimum(c.our_mss, c.bound // 2):
+        window = c.rcv_adv - c.rcv_nxt
+    # Rounded up: rounding down would move the edge to the left (RFC 7323 §2.4)
+    field = (window + (1 << c.rcv_wscale) - 1) >> c.rcv_wscale
+    if field > 65535:
+        field = 65535
+    c.rcv_adv = c.rcv_nxt + (field << c.rcv_wscale)
+    return <uint16_t> field
+
+
+cdef uint32_t tcp_room(const TcpConn *c) noexcept nogil:
+    """Return how many bytes of the host's data may be sent to the guest now."""
+    cdef uint32_t used = c.snd_nxt - c.snd_una
+    cdef uint32_t room
+    if c.state != TCP_ESTABLISHED or (c.flags & TF_FIN_SENT and c.snd_nxt == c.snd_max) or c.snd_wnd <= used:
+        return 0
+    room = c.snd_wnd - used
+    if used and room < minimum(c.mss, c.snd_wnd_max // 2):  # RFC 9293 §3.8.6.2.1
+        return 0
+    return room
+
+
+cdef void tcp_sent(TcpConn *c, uint32_t length, uint64_t now) noexcept nogil:
+    """`length` bytes from `snd_nxt` on were sent."""
+    if c.snd_una == c.snd_max:
+        c.retries = 0
+        c.deadline = now + RTO_NS
+    c.snd_nxt += length
+    if seq_gt(c.snd_nxt, c.snd_max):
+        c.snd_max = c.snd_nxt
+    c.flags &= ~TF_PENDING
+
+
+cdef void tcp_blocked(TcpConn *c, uint64_t now) noexcept nogil:
+    """The host socket has data and the guest's window has no room: probe it from time to time."""
+    c.flags |= TF_PENDING
+    if c.snd_una == c.snd_max and c.snd_wnd == 0 and c.deadline > now + RTO_NS:
+        c.deadline = now + backoff(RTO_NS, c.retries)
+
+
+cdef void tcp_host_eof(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
+    """All data of the host is sent as far as `snd_nxt`: a FIN follows."""
+    a.what = TA_FIN
+    a.counted = 0
+    c.flags = (c.flags | TF_HOST_EOF) & ~TF_PENDING
+    if not c.flags & TF_FIN_SENT:
+        if c.snd_una == c.snd_max:
+            c.retries = 0
+            c.deadline = now + RTO_NS
+        c.flags |= TF_FIN_SENT
+        c.snd_max = c.snd_nxt + 1
+    c.snd_nxt = c.snd_max
+
+
+cdef void tcp_timeout(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
+    """The deadline has passed."""
+    a.what = 0
+    a.counted = 0
+    if c.state == TCP_CONNECTING:
+        c.deadline = 0
+        return
+    if c.state == TCP_SYN_SENT or c.state == TCP_SYN_RCVD:
+        if c.retries >= SYN_RETRIES:
+            c.state = TCP_CLOSED
+            a.what = TA_ABORT | (TA_RST if c.flags & TF_WINDOW_SCALING or c.rcv_nxt else 0)
+            a.counted |= TC_TIMED_OUT
+            return
+        c.retries += 1
+        c.deadline = now + backoff(SYN_RTO_NS, c.retries)
+        a.counted |= TC_RETRANSMIT
+        a.what = TA_SYN if c.state == TCP_SYN_SENT else TA_SYNACK
+        return
+    if c.snd_una != c.snd_max and (c.snd_wnd or c.flags & TF_FIN_SENT and c.snd_una == tcp_fin_seq(c)):
+        if c.retries >= RETRIES:
+            c.state = TCP_CLOSED
+            a.what = TA_ABORT | TA_RST
+            a.counted |= TC_TIMED_OUT
+            return
+        c.retries += 1
+        c.deadline = now + backoff(RTO_NS, c.retries)
+        c.dupacks = 0
+        a.counted |= TC_RETRANSMIT
+        rewind(c, a)
+        return
+    if c.snd_una != c.snd_max or c.flags & TF_PENDING:
+        # Zero window: an empty segment just left of the window, answered by an ACK that says what it is now. A guest
+        # that answers may keep it closed for ever (RFC 9293 §3.8.6.1); one that does not is gone.
+        if now - c.last_heard > KEEPALIVE_IDLE_NS:
+            c.state = TCP_CLOSED
+            a.what = TA_ABORT | TA_RST
+            a.counted |= TC_TIMED_OUT
+            return
+        if c.retries < 255:
+            c.retries += 1
+        c.deadline = now + backoff(RTO_NS, c.retries)
+        a.what = TA_PROBE
+        a.counted |= TC_PROBE
+        return
+    if now - c.last_heard < KEEPALIVE_IDLE_NS:
+        c.deadline = c.last_heard + KEEPALIVE_IDLE_NS
+        return
+    if c.probes >= KEEPALIVE_PROBES:
+        c.state = TCP_CLOSED
+        a.what = TA_ABORT | TA_RST
+        a.counted |= TC_TIMED_OUT
+        return
+    c.probes += 1
+    c.deadline = now + KEEPALIVE_NS
+    a.what = TA_PROBE
+    a.counted |= TC_KEEPALIVE

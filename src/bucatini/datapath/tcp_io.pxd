@@ -1,0 +1,16 @@
+"""Interface of the sockets of TCP flows (`tcp_io.pyx`)."""
+
+from libc.stdint cimport uint32_t
+
+from bucatini.datapath.flow cimport Flow
+from bucatini.datapath.parse cimport FrameRef
+from bucatini.datapath.worker cimport Listener, Worker
+
+cdef int tcp_init(Worker *w) noexcept nogil  # reserves the overflow and the batch; 0 or -errno
+cdef void tcp_free(Worker *w) noexcept nogil
+cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil  # one frame of the current batch
+cdef void tcp_flush(Worker *w) noexcept nogil  # end of the batch
+cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil  # of the flow's socket, edge triggered
+cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put itself on the ready list
+cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil  # connections on a forward, level triggered
+cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil  # its timer fired

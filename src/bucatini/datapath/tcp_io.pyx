@@ -1,0 +1,908 @@
+"""The sockets behind the TCP machine: carries out what `tcp` decides, batch by batch.
+
+Purpose. A batch of frames (one `receive` of the link) is run through the machine segment by segment; payload of one
+flow is gathered into an iovec and handed to its socket with one sendmsg at the end of the batch, followed by one
+acknowledgement. Host data is received (peeked) directly behind the headers of the frame that carries it to the guest.
+
+Data. `TcpBatch`: the flows touched by this batch. `Chunks`: the overflow, a pool of blocks mapped once; a flow's
+blocks are a chain from `head` to `tail`. What a socket does not take goes there and drains on EPOLLOUT. The window
+towards the guest is `BOUND` less what is held; when the pool runs short new flows get less, and when it is empty the
+rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
+
+Sockets are added to epoll once, edge triggered. `readable` remembers an edge until a read came back short; `hangup`
+(EPOLLRDHUP) makes reading go on until the end of the stream. A flow that has used up its share of a turn (`SHARE`
+frames) continues in the next one.
+
+Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: RST,
+and `flow_refused` counts. A reset on either side is a reset on the other.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from bucatini.datapath.build cimport build_icmp_error, build_ip, build_tcp, icmp_error_of
+from bucatini.datapath.checksum cimport checksum_fold, checksum_pseudo
+from bucatini.datapath.counters cimport (C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK,
+                                         C_TCP_CLOSED, C_TCP_DATA_AFTER_FIN, C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT,
+                                         C_TCP_OPENED_GUEST, C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW,
+                                         C_TCP_OVERFLOW_EXHAUSTED, C_TCP_RESET_BY_GUEST, C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT,
+                                         C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE)
+from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_find, flow_new
+from bucatini.datapath.headers cimport (ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST,
+                                        TH_SYN, VNET_NEEDS_CSUM, addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t,
+                                        htonl, htons, tcp_hdr, vnet_hdr)
+from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
+from bucatini.datapath.siphash cimport siphash24
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
+from bucatini.datapath.syscalls cimport (AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IP_FREEBIND,
+                                         IPPROTO_IP, IPPROTO_TCP, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+                                         MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ, PROT_WRITE, SHUT_WR, SO_BINDTODEVICE,
+                                         SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
+                                         SOL_SOCKET, TCP_NODELAY, accept4, bind, close, connect, getsockopt, iovec, linger, mmap, msghdr,
+                                         munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t)
+from bucatini.datapath.tcp cimport (TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FIN, TA_KEEPALIVE, TA_NEW,
+                                    TA_PROBE, TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TC_AFTER_FIN,
+                                    TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE,
+                                    TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TCP_CLOSED, TCP_CONNECTING, TCP_ESTABLISHED,
+                                    TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fin_seq,
+                                    tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room, tcp_segment,
+                                    tcp_sent, tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window)
+from bucatini.datapath.timers cimport timer_arm
+from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound
+from bucatini.datapath.worker cimport (Family, count, worker_continue, worker_drop_flow, worker_find, worker_key,
+                                       worker_watch)
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno, EAGAIN, EINPROGRESS, EINTR, ECONNABORTED, ECONNREFUSED, ECONNRESET, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETIMEDOUT
+
+
+cdef extern from "<unistd.h>" nogil:
+    int dup(int fd)
+
+
+cdef extern from *:
+    """
+    #ifndef IP_BIND_ADDRESS_NO_PORT
+    #define IP_BIND_ADDRESS_NO_PORT 24
+    #endif
+    """
+    int IP_BIND_ADDRESS_NO_PORT
+
+
+cdef enum:
+    BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
+    BOUND_MIN = 65536
+    CHUNK = 32768  # bytes
+    CHUNKS = 8192  # 256 MiB of address space for all overflows; pages are used only by what stalls
+    CHUNK_NONE = 0  # chains hold index + 1
+    DRAIN_IOV = 64  # chunks handed to a socket at once
+    SHARE = 16  # frames to the guest in one turn of a flow
+    ACCEPTS = 16  # connections taken from a listener in one turn
+    SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
+
+cdef struct Chunks:
+    uint8_t *memory
+    uint32_t next[CHUNKS]  # chain of a flow, or of the free list; index + 1
+    uint32_t free
+    uint32_t fresh  # chunks never used yet start here
+    uint32_t available
+    uint8_t *scratch
+
+cdef struct Entry:  # a flow in the batch
+    Flow *flow
+    iovec iov[LINK_BATCH]
+    int count  # iovecs
+    uint32_t bytes  # in them
+    uint32_t discard  # bytes acknowledged
+    bint rewind
+    bint pump
+    bint ack
+
+cdef struct TcpBatch:
+    Entry entries[LINK_BATCH]
+    uint32_t count
+    Chunks chunks
+
+
+cdef inline TcpBatch *batch(Worker *w) noexcept nogil:
+    return <TcpBatch *> w.tcp
+
+
+cdef inline Chunks *chunks(Worker *w) noexcept nogil:
+    return &(<TcpBatch *> w.tcp).chunks
+
+
+cdef int tcp_init(Worker *w) noexcept nogil:
+    cdef uint8_t *memory = <uint8_t *> mmap(NULL, CHUNKS * CHUNK + SCRATCH + sizeof(TcpBatch),
+                                            PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if memory == <uint8_t *> MAP_FAILED:
+        return -ENOMEM
+    w.tcp = memory + CHUNKS * CHUNK + SCRATCH
+    chunks(w).memory = memory
+    chunks(w).scratch = memory + CHUNKS * CHUNK
+    chunks(w).available = CHUNKS
+    return 0
+
+
+cdef void tcp_free(Worker *w) noexcept nogil:
+    munmap(chunks(w).memory, CHUNKS * CHUNK + SCRATCH + sizeof(TcpBatch))
+
+
+# Overflow
+
+
+cdef uint32_t chunk_take(Chunks *c) noexcept nogil:
+    """Return a chunk (index + 1), CHUNK_NONE when there is none."""
+    cdef uint32_t link = c.free
+    if link:
+        c.free = c.next[link - 1]
+    elif c.fresh < CHUNKS:
+        c.fresh += 1
+        link = c.fresh
+    else:
+        return CHUNK_NONE
+    c.next[link - 1] = CHUNK_NONE
+    c.available -= 1
+    return link
+
+
+cdef void chunk_return(Chunks *c, uint32_t link) noexcept nogil:
+    c.next[link - 1] = c.free
+    c.free = link
+    c.available += 1
+
+
+cdef void overflow_drop(Worker *w, TcpFlow *t) noexcept nogil:
+    """Give back all that a flow holds."""
+    cdef uint32_t link = t.head, following
+    while link:
+        following = chunks(w).next[link - 1]
+        chunk_return(chunks(w), link)
+        link = following
+    t.head = CHUNK_NONE
+    t.tail = CHUNK_NONE
+    t.conn.held = 0
+
+
+cdef uint32_t overflow_add(Worker *w, TcpFlow *t, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Append as much of `size` bytes as the pool takes; returns how many."""
+    cdef uint32_t done = 0, room, link
+    while done < size:
+        if t.tail == CHUNK_NONE or t.tail_used == CHUNK:
+            link = chunk_take(chunks(w))
+            if link == CHUNK_NONE:
+                break
+            if t.tail == CHUNK_NONE:
+                t.head = link
+                t.head_offset = 0
+            else:
+                chunks(w).next[t.tail - 1] = link
+            t.tail = link
+            t.tail_used = 0
+        room = CHUNK - t.tail_used
+        if room > size - done:
+            room = size - done
+        memcpy(chunks(w).memory + <size_t> (t.tail - 1) * CHUNK + t.tail_used, data + done, room)
+        t.tail_used += room
+        done += room
+    return done
+
+
+cdef int overflow_drain(Worker *w, Flow *flow, uint32_t *held) noexcept nogil:
+    """Hand what is held to the socket; `held` is lowered. 0, or -errno of a socket that is done for."""
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef iovec[DRAIN_IOV] iov
+    cdef msghdr message
+    cdef uint32_t link, end, used
+    cdef ssize_t n
+    cdef int count
+    while t.head:
+        count = 0
+        link = t.head
+        while link and count < DRAIN_IOV:
+            used = t.head_offset if link == t.head else 0
+            end = t.tail_used if link == t.tail else CHUNK
+            iov[count].iov_base = chunks(w).memory + <size_t> (link - 1) * CHUNK + used
+            iov[count].iov_len = end - used
+            count += 1
+            link = chunks(w).next[link - 1]
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = iov
+        message.msg_iovlen = count
+        n = sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return 0 if errno == EAGAIN or errno == ENOBUFS else -errno
+        held[0] -= <uint32_t> n
+        while n:
+            end = t.tail_used if t.head == t.tail else CHUNK
+            if n < end - t.head_offset:
+                t.head_offset += <uint32_t> n
+                break
+            n -= end - t.head_offset
+            link = chunks(w).next[t.head - 1]
+            chunk_return(chunks(w), t.head)
+            t.head = link
+            t.head_offset = 0
+            if not link:
+                t.tail = CHUNK_NONE
+    return 0
+
+
+# Segments to the guest
+
+
+cdef void emit(Worker *w, Flow *flow, uint32_t seq, uint8_t flags) noexcept nogil:
+    """Send a segment without payload."""
+    cdef Link *link = w.link
+    cdef vnet_hdr vnet
+    cdef TcpConn *c = &flow.u.tcp.conn
+    cdef uint32_t length = build_tcp(w, link.reserve(link), &flow.key, seq, c.rcv_nxt, tcp_window(c), flags, 0, c.mss,
+                                     &vnet)
+    link.commit(link, length, &vnet)
+
+
+cdef void emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil:
+    """Send our SYN or SYN-ACK: window unscaled, options behind the header (RFC 7323 §2.2)."""
+    cdef Link *link = w.link
+    cdef uint8_t *out = link.reserve(link)
+    cdef uint8_t[8] options
+    cdef vnet_hdr vnet
+    cdef TcpConn *c = &flow.u.tcp.conn
+    cdef uint32_t size = tcp_syn_options(c, options)
+    cdef uint32_t window = c.bound if c.bound < 65535 else 65535
+    cdef uint32_t offset = build_tcp(w, out, &flow.key, c.iss, c.rcv_nxt if flags & TH_ACK else 0, <uint16_t> window,
+                                     flags, size, 65535, &vnet)
+    (<tcp_hdr *> (out + offset - TCP_HLEN)).offset = ((TCP_HLEN + size) // 4) << 4
+    memcpy(out + offset, options, size)
+    if flags & TH_ACK:
+        c.rcv_adv = c.rcv_nxt + window
+    link.commit(link, offset + size, &vnet)
+
+
+cdef void emit_reset(Worker *w, Flow *flow) noexcept nogil:
+    """Send RST for a flow (T23: with ACK, but for a connection the guest never answered)."""
+    cdef TcpConn *c = &flow.u.tcp.conn
+    count(w, C_TCP_RST_SENT)
+    emit(w, flow, c.snd_max, TH_RST | TH_ACK)
+
+
+cdef void answer_reset(Worker *w, const FrameRef *ref) noexcept nogil:
+    """Answer a segment that belongs to nothing (RFC 9293 §3.5.2)."""
+    cdef Link *link = w.link
+    cdef FlowKey key
+    cdef vnet_hdr vnet
+    cdef uint32_t length, ack
+    if ref.flags & TH_RST:
+        return
+    worker_key(&key, ref)
+    count(w, C_TCP_RST_SENT)
+    if ref.flags & TH_ACK:
+        length = build_tcp(w, link.reserve(link), &key, ref.ack, 0, 0, TH_RST, 0, 536, &vnet)
+    else:
+        ack = ref.seq + ref.payload_length + (1 if ref.flags & TH_SYN else 0) + (1 if ref.flags & TH_FIN else 0)
+        length = build_tcp(w, link.reserve(link), &key, 0, ack, 0, TH_RST | TH_ACK, 0, 536, &vnet)
+    link.commit(link, length, &vnet)
+
+
+# The end of a flow
+
+
+cdef void forget(Worker *w, Flow *flow) noexcept nogil:
+    cdef uint32_t entry = flow.u.tcp.batch
+    if entry:
+        batch(w).entries[entry - 1].flow = NULL
+    overflow_drop(w, &flow.u.tcp)
+    count(w, C_TCP_CLOSED)
+    worker_drop_flow(w, flow)
+
+
+cdef void abort_host(Worker *w, Flow *flow) noexcept nogil:
+    """Reset the host's end (T5) and forget the flow."""
+    cdef linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    if flow.fd >= 0:
+        setsockopt(flow.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+    forget(w, flow)
+
+
+cdef void reset_by_host(Worker *w, Flow *flow) noexcept nogil:
+    """The host's end is gone: so is the guest's."""
+    count(w, C_TCP_RESET_BY_HOST)
+    emit_reset(w, flow)
+    forget(w, flow)
+
+
+cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
+    """Move the counters that the machine names."""
+    if counted & TC_OUT_OF_ORDER:
+        count(w, C_TCP_OUT_OF_ORDER)
+    if counted & TC_DUPLICATE:
+        count(w, C_TCP_DUPLICATE)
+    if counted & TC_AFTER_FIN:
+        count(w, C_TCP_DATA_AFTER_FIN)
+    if counted & TC_CHALLENGE:
+        count(w, C_TCP_CHALLENGE_ACK)
+    if counted & TC_FAST_RETRANSMIT:
+        count(w, C_TCP_FAST_RETRANSMIT)
+    if counted & TC_RETRANSMIT:
+        count(w, C_TCP_RETRANSMIT)
+    if counted & TC_PROBE:
+        count(w, C_TCP_ZERO_WINDOW_PROBE)
+    if counted & TC_KEEPALIVE:
+        count(w, C_TCP_KEEPALIVE_SENT)
+    if counted & TC_RESET_BY_GUEST:
+        count(w, C_TCP_RESET_BY_GUEST)
+    if counted & TC_TIMED_OUT:
+        count(w, C_TCP_TIMED_OUT)
+
+
+# Host to guest
+
+
+cdef inline ssize_t peek(Worker *w, Flow *flow, uint8_t *out, uint32_t size) noexcept nogil:
+    """Receive what follows the bytes in flight, leaving it in the socket; as recv(2)."""
+    cdef uint32_t skip = flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una
+    cdef iovec[2] iov
+    cdef msghdr message
+    cdef ssize_t n
+    if w.settings.peek_off or skip == 0:
+        return recv(flow.fd, out, size, MSG_PEEK | MSG_DONTWAIT)
+    # Without SO_PEEK_OFF everything in flight is read again first
+    memset(&message, 0, sizeof(message))
+    iov[0].iov_base = chunks(w).scratch
+    iov[0].iov_len = skip
+    iov[1].iov_base = out
+    iov[1].iov_len = size
+    message.msg_iov = iov
+    message.msg_iovlen = 2
+    n = recvmsg(flow.fd, &message, MSG_PEEK | MSG_DONTWAIT)
+    if n <= skip and n >= 0:
+        if n == skip and flow.u.tcp.hangup:
+            return 0
+        errno_set_again()
+        return -1
+    return n - skip if n > 0 else n
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    static inline void errno_set_again(void) { errno = EAGAIN; }
+    """
+    void errno_set_again() noexcept nogil
+
+
+cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
+    """Send the host's data as far as the guest's window and the share of this turn go.
+
+    Returns whether a segment left (it carried an acknowledgement). The flow may be gone afterwards: `kind` tells.
+    """
+    cdef Link *link = w.link
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef TcpConn *c = &t.conn
+    cdef TcpActions a
+    cdef vnet_hdr vnet
+    cdef uint32_t headers = ETH_HLEN + TCP_HLEN + (IPV4_HLEN if addr_is_v4(&flow.key.guest) else IPV6_HLEN)
+    cdef uint32_t limit = c.mss, room, share = SHARE
+    cdef uint8_t *out
+    cdef ssize_t n
+    cdef bint sent = False
+    if link.features & LINK_TSO:
+        limit = ((IP_LEN_MAX - IPV6_HLEN - TCP_HLEN) // c.mss) * c.mss
+    while t.readable:
+        room = tcp_room(c)
+        if room > limit:
+            room = limit
+        if not w.settings.peek_off and room > SCRATCH - (c.snd_nxt - c.snd_una):
+            room = SCRATCH - (c.snd_nxt - c.snd_una)
+        if room == 0:
+            tcp_blocked(c, w.now)
+            break
+        if share == 0:
+            if not t.queued:
+                t.queued = 1
+                worker_continue(w, flow)
+            break
+        out = link.reserve(link)
+        n = peek(w, flow, out + headers, room)
+        if n > 0:
+            build_tcp(w, out, &flow.key, c.snd_nxt, c.rcv_nxt, tcp_window(c),
+                      TH_ACK | TH_PSH if n < room else TH_ACK, <uint32_t> n, c.mss, &vnet)
+            tcp_sent(c, <uint32_t> n, w.now)
+            link.commit(link, headers + <uint32_t> n, &vnet)
+            sent = True
+            share -= 1
+            if n < room and not t.hangup:
+                t.readable = 0  # drained: the next byte makes an edge
+        elif n == 0:
+            t.readable = 0
+            tcp_host_eof(c, w.now, &a)
+            emit(w, flow, tcp_fin_seq(c), TH_FIN | TH_ACK)
+            sent = True
+        elif errno == EAGAIN:
+            t.readable = 0
+        elif errno != EINTR:
+            reset_by_host(w, flow)
+            return True
+    return sent
+
+
+# One flow at the end of a batch
+
+
+cdef Entry *entry_of(Worker *w, Flow *flow) noexcept nogil:
+    """The flow's place in the batch."""
+    cdef Entry *e
+    if flow.u.tcp.batch:
+        return &batch(w).entries[flow.u.tcp.batch - 1]
+    if batch(w).count == LINK_BATCH:
+        tcp_flush(w)
+    e = &batch(w).entries[batch(w).count]
+    batch(w).count += 1
+    flow.u.tcp.batch = batch(w).count
+    e.flow = flow
+    e.count = 0
+    e.bytes = 0
+    e.discard = 0
+    e.rewind = False
+    e.pump = False
+    e.ack = False
+    return e
+
+
+cdef int deliver(Worker *w, Entry *e) noexcept nogil:
+    """Hand the payload of an entry to the socket, the rest to the overflow. 0, or -errno of a socket done for."""
+    cdef Flow *flow = e.flow
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef uint32_t held = t.conn.held, size, added
+    cdef msghdr message
+    cdef ssize_t n = 0
+    cdef int i
+    if held == 0:
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = e.iov
+        message.msg_iovlen = e.count
+        while True:
+            n = sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n >= 0 or errno != EINTR:
+                break
+        if n < 0:
+            if errno != EAGAIN and errno != ENOBUFS:
+                return -errno
+            n = 0
+    if n < e.bytes:
+        count(w, C_TCP_OVERFLOW)
+        e.bytes -= <uint32_t> n
+        for i in range(e.count):
+            size = <uint32_t> e.iov[i].iov_len
+            if n >= size:
+                n -= size
+                continue
+            size -= <uint32_t> n
+            added = overflow_add(w, t, <uint8_t *> e.iov[i].iov_base + n, size)
+            n = 0
+            held += added
+            e.bytes -= added
+            if added < size:
+                # The pool is empty: nothing of the rest was acknowledged yet
+                count(w, C_TCP_OVERFLOW_EXHAUSTED)
+                tcp_refused(&t.conn, e.bytes)
+                break
+    t.conn.held = held
+    e.count = 0
+    e.bytes = 0
+    return 0
+
+
+cdef void settle(Worker *w, Flow *flow, bint ack) noexcept nogil:
+    """After the socket took what it takes: shut, acknowledge, close; `ack`: the guest is owed an acknowledgement."""
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef TcpActions a
+    tcp_held(&t.conn, t.conn.held, &a)
+    if a.what & TA_SHUTDOWN:
+        shutdown(flow.fd, SHUT_WR)
+    if ack or a.what & TA_ACK:
+        emit(w, flow, t.conn.snd_max, TH_ACK)
+    if a.what & TA_CLOSE:
+        forget(w, flow)
+    elif t.conn.deadline:
+        timer_arm(w.timers, w.flows, flow, t.conn.deadline)
+
+
+cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
+    """Do for one flow what the segments of this batch ask for."""
+    cdef Flow *flow = e.flow
+    cdef TcpFlow *t
+    cdef int value
+    cdef bint ack = e.ack
+    if flow == NULL:
+        return
+    t = &flow.u.tcp
+    if e.count and deliver(w, e) < 0:
+        reset_by_host(w, flow)
+        return
+    if e.discard:
+        recv(flow.fd, NULL, e.discard, MSG_TRUNC | MSG_DONTWAIT)
+        e.discard = 0
+    if e.rewind:
+        value = <int> (t.conn.snd_nxt - t.conn.snd_una)
+        setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value))
+        t.readable = 1
+        e.rewind = False
+    e.ack = False
+    if e.pump:
+        e.pump = False
+        if pump(w, flow):
+            if e.flow == NULL:
+                return
+            ack = False
+    settle(w, flow, ack)
+
+
+cdef void tcp_flush(Worker *w) noexcept nogil:
+    cdef uint32_t i
+    for i in range(batch(w).count):
+        flush_entry(w, &batch(w).entries[i])
+        if batch(w).entries[i].flow != NULL:
+            batch(w).entries[i].flow.u.tcp.batch = 0
+    batch(w).count = 0
+
+
+# Guest to host
+
+
+cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
+    """Start connect(); returns the socket or -errno."""
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef bint v4 = addr_is_v4(&target.address)
+    cdef Family *family = &w.v4 if v4 else &w.v6
+    cdef int one = 1, error
+    cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP)
+    if fd < 0:
+        return -errno
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # T28: the guest's own Nagle is enough
+    if not addr_is_unspecified(&target.source):
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))
+        size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)
+        if bind(fd, &sa.sa, size) < 0:
+            error = errno
+            close(fd)
+            return -error
+    if family.outbound_if[0] and not addr_is_loopback(&target.address):
+        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
+            error = errno
+            close(fd)
+            return -error
+    size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
+    if connect(fd, &sa.sa, size) < 0 and errno != EINPROGRESS:
+        error = errno
+        close(fd)
+        return -error
+    return fd
+
+
+cdef inline uint32_t initial_number(Worker *w, const FlowKey *key) noexcept nogil:
+    """RFC 6528 §3: a keyed hash of the connection plus a clock of about 4 microseconds."""
+    return <uint32_t> siphash24(&w.isn_key, <const uint64_t *> key, 5) + <uint32_t> (w.now >> 12)
+
+
+cdef inline uint32_t bound_now(Worker *w) noexcept nogil:
+    """The overflow a new flow may count on: less when the pool runs short."""
+    cdef uint64_t share = <uint64_t> chunks(w).available * CHUNK // 64
+    if share >= BOUND:
+        return BOUND
+    return <uint32_t> share if share > BOUND_MIN else BOUND_MIN
+
+
+cdef inline uint16_t our_mss(Worker *w, const FlowKey *key) noexcept nogil:
+    return w.settings.mtu - TCP_HLEN - (IPV4_HLEN if addr_is_v4(&key.guest) else IPV6_HLEN)
+
+
+cdef void refuse(Worker *w, const FlowKey *key, const TcpSegment *s, const FrameRef *ref, int error) noexcept nogil:
+    """Tell the guest that its connect() failed: RST, or ICMP where the network was the reason (T1, T2)."""
+    cdef Link *link = w.link
+    cdef tcp_hdr quoted
+    cdef vnet_hdr vnet
+    cdef uint32_t length
+    if error == ETIMEDOUT:
+        return  # the guest's own patience decides
+    if error == ECONNREFUSED or error == ECONNRESET or error == EMFILE or error == ENFILE or error == ENOMEM \
+            or error == ENOBUFS or error == EAGAIN:
+        count(w, C_TCP_RST_SENT)
+        length = build_tcp(w, link.reserve(link), key, 0, s.seq + 1, 0, TH_RST | TH_ACK, 0, 536, &vnet)
+        link.commit(link, length, &vnet)
+        return
+    memset(&quoted, 0, sizeof(quoted))
+    quoted.sport_be = htons(key.gport)
+    quoted.dport_be = htons(key.rport)
+    quoted.seq_be = htonl(s.seq)
+    quoted.offset = (TCP_HLEN // 4) << 4
+    quoted.flags = TH_SYN
+    quoted.window_be = htons(s.window)
+    build_icmp_error(w, key, &key.remote, icmp_error_of(error), 0, <uint8_t *> &quoted, TCP_HLEN, TCP_HLEN)
+
+
+cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcept nogil:
+    """A SYN of the guest to somewhere new."""
+    cdef FlowKey key
+    cdef Target target
+    cdef Flow *flow
+    cdef int fd
+    cdef int verdict = translate_outbound(w, PROTO_TCP, &ref.dst, ref.dport, &target)
+    if verdict < 0:
+        count(w, -verdict)
+        return
+    worker_key(&key, ref)
+    flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+        answer_reset(w, ref)
+        return
+    fd = open_socket(w, &target)
+    if fd < 0:
+        if fd == -EMFILE or fd == -ENFILE:
+            count(w, C_FLOW_REFUSED)
+        refuse(w, &key, s, ref, -fd)
+        worker_drop_flow(w, flow)
+        return
+    flow.fd = fd
+    memcpy(&flow.target, &target.address, sizeof(addr_t))
+    flow.target_port = target.port
+    tcp_from_guest(&flow.u.tcp.conn, s, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now)
+    if worker_watch(w, flow) < 0:
+        count(w, C_FLOW_REFUSED)
+        answer_reset(w, ref)
+        worker_drop_flow(w, flow)
+        return
+    count(w, C_TCP_OPENED_GUEST)
+
+
+cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
+    cdef Flow *flow
+    cdef Entry *e
+    cdef TcpSegment s
+    cdef TcpActions a
+    cdef TcpConn *c
+    cdef int one = 1
+    if w.settings.no_tcp:
+        count(w, C_DROP_DISABLED)
+        return
+    s.seq = ref.seq
+    s.ack = ref.ack
+    s.length = ref.payload_length
+    s.window = ref.window
+    s.flags = ref.flags
+    s.options = ref.options
+    s.options_length = ref.options_length
+    flow = worker_find(w, ref)
+    if flow == NULL:
+        if ref.flags & (TH_SYN | TH_ACK | TH_RST) == TH_SYN:
+            open_from_guest(w, ref, &s)
+        else:
+            count(w, C_DROP_TCP_UNKNOWN)
+            answer_reset(w, ref)
+        return
+    c = &flow.u.tcp.conn
+    tcp_segment(c, &s, w.now, &a)
+    count_all(w, a.counted)
+    if a.what == 0:
+        return
+    if a.what & TA_NEW:
+        abort_host(w, flow)
+        open_from_guest(w, ref, &s)
+        return
+    if a.what & TA_ABORT:
+        abort_host(w, flow)
+        return
+    if a.what & TA_RST_REPLY:
+        answer_reset(w, ref)
+        return
+    if a.what & TA_SYNACK:
+        emit_syn(w, flow, TH_SYN | TH_ACK)
+    if a.what & TA_KEEPALIVE:
+        setsockopt(flow.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))  # T17
+    e = entry_of(w, flow)
+    if a.what & TA_ACCEPT:
+        if e.count == LINK_BATCH:
+            flush_entry(w, e)
+            if e.flow == NULL:
+                return
+        e.iov[e.count].iov_base = ref.payload + a.offset
+        e.iov[e.count].iov_len = a.length
+        e.count += 1
+        e.bytes += a.length
+        if ref.frame == NULL and deliver(w, e) < 0:  # put together from fragments: its buffer is used again
+            reset_by_host(w, flow)
+            return
+    if a.what & TA_DISCARD:
+        e.discard += a.discard
+    if a.what & TA_REWIND:
+        e.rewind = True
+    if a.what & TA_PUMP:
+        e.pump = True
+    if a.what & TA_ACK_BATCH:
+        e.ack = True
+    if a.what & TA_FIN:
+        emit(w, flow, tcp_fin_seq(c), TH_FIN | TH_ACK)
+    if a.what & TA_ACK:
+        # What is acknowledged must be accepted: first the payload of this batch. Each one is sent: duplicates count
+        if e.count and deliver(w, e) < 0:
+            reset_by_host(w, flow)
+            return
+        emit(w, flow, c.snd_max, TH_ACK)
+        e.ack = False
+
+
+# Events
+
+
+cdef void connected(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
+    """connect() has ended."""
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef TcpActions a
+    cdef TcpSegment s
+    cdef int error = 0, zero = 0
+    cdef socklen_t size = sizeof(error)
+    if events & (EPOLLERR | EPOLLHUP):
+        getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &error, &size)
+        if error:
+            s.seq = t.conn.irs
+            s.window = <uint16_t> t.conn.snd_wnd
+            refuse(w, &flow.key, &s, NULL, error)
+            forget(w, flow)
+            return
+    elif not events & EPOLLOUT:
+        return
+    t.connected = 1
+    if w.settings.peek_off:
+        setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
+    tcp_connected(&t.conn, w.now, &a)
+    emit_syn(w, flow, TH_SYN | TH_ACK)
+    timer_arm(w.timers, w.flows, flow, t.conn.deadline)
+
+
+cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    cdef bint sent = False
+    if events & (EPOLLIN | EPOLLRDHUP):
+        t.readable = 1
+        if events & EPOLLRDHUP:
+            t.hangup = 1
+    if not t.connected:
+        connected(w, flow, events)
+        return
+    if events & EPOLLERR:
+        getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &error, &size)
+        if error:
+            # What came before the reset is still there to be read
+            pump(w, flow)
+            if flow.kind == FLOW_TCP and flow.fd >= 0:
+                reset_by_host(w, flow)
+            return
+    if events & EPOLLOUT and t.head:
+        if overflow_drain(w, flow, &t.conn.held) < 0:
+            reset_by_host(w, flow)
+            return
+    if t.readable and t.conn.state == TCP_ESTABLISHED:
+        pump(w, flow)
+        if flow.fd < 0:
+            return
+    if t.conn.state != TCP_CLOSED:
+        settle(w, flow, False)
+
+
+cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil:
+    flow.u.tcp.queued = 0
+    pump(w, flow)
+    if flow.fd >= 0:
+        settle(w, flow, False)
+
+
+cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef TcpActions a
+    cdef int zero = 0
+    if t.conn.deadline == 0:
+        return
+    if w.now >= t.conn.deadline:
+        tcp_timeout(&t.conn, w.now, &a)
+        count_all(w, a.counted)
+        if a.what & TA_RST:
+            emit_reset(w, flow)
+        if a.what & TA_ABORT:
+            abort_host(w, flow)
+            return
+        if a.what & TA_SYN:
+            emit_syn(w, flow, TH_SYN)
+        if a.what & TA_SYNACK:
+            emit_syn(w, flow, TH_SYN | TH_ACK)
+        if a.what & TA_FIN:
+            emit(w, flow, tcp_fin_seq(&t.conn), TH_FIN | TH_ACK)
+        if a.what & TA_PROBE:
+            emit(w, flow, t.conn.snd_una - 1, TH_ACK)
+        if a.what & TA_REWIND:
+            setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
+            t.readable = 1
+            pump(w, flow)
+            if flow.fd < 0:
+                return
+    if t.conn.deadline:
+        timer_arm(w.timers, w.flows, flow, t.conn.deadline)
+
+
+# Host to guest: forwards
+
+
+cdef void reject(int fd) noexcept nogil:
+    """Reset a connection that cannot be served."""
+    cdef linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+    close(fd)
+
+
+cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_any *sa) noexcept nogil:
+    """A connection accepted on a forward: SYN to the guest."""
+    cdef addr_t peer
+    cdef FlowKey key
+    cdef Flow *flow
+    cdef TcpActions a
+    cdef int one = 1, zero = 0
+    memset(&key, 0, sizeof(key))
+    key.rport = sockaddr_read(sa, &peer)
+    key.gport = listener.to
+    key.protocol = PROTO_TCP
+    if translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0 or flow_find(w.flows, &key) != NULL:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow.fd = fd
+    flow.from_host = 1
+    memcpy(&flow.target, &peer, sizeof(addr_t))
+    flow.target_port = key.rport
+    flow.u.tcp.connected = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    if w.settings.peek_off:
+        setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
+    tcp_to_guest(&flow.u.tcp.conn, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now, &a)
+    if worker_watch(w, flow) < 0:
+        count(w, C_FLOW_REFUSED)
+        abort_host(w, flow)
+        return
+    count(w, C_TCP_OPENED_HOST)
+    emit_syn(w, flow, TH_SYN)
+    timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
+
+
+cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef int fd, i
+    for i in range(ACCEPTS):
+        size = sizeof(sa)
+        fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            open_from_host(w, listener, fd, &sa)
+        elif errno == EMFILE or errno == ENFILE:
+            # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
+            count(w, C_FLOW_REFUSED)
+            close(w.spare_fd)
+            fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
+            if fd >= 0:
+                reject(fd)
+            w.spare_fd = dup(w.epoll)
+        elif errno != EINTR and errno != ECONNABORTED:
+            return
