@@ -392,7 +392,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
     cdef ssize_t n
     cdef bint sent = False
     if link.features & LINK_TSO:
-        limit = ((IP_LEN_MAX - IPV6_HLEN - TCP_HLEN) // c.mss) * c.mss
+        limit = ((IP_LEN_MAX + ETH_HLEN - headers) // c.mss) * c.mss
     while t.readable:
         room = tcp_room(c)
         if room > limit:

@@ -6,13 +6,14 @@ from bucatini.datapath.flow cimport Flow, FlowTable
 
 cdef enum:
     TIMER_SLOTS = 4096
+    TIMER_WORDS = 64  # TIMER_SLOTS bits
     TIMER_TICK_NS = 8388608  # 2**23 ns, 8.4 ms: the wheel turns once in 34 s; later deadlines wait for another turn
     TIMER_SHIFT = 23
     TIMER_NONE = 0xFFFFFFFFU
 
 cdef struct TimerWheel:
     uint32_t heads[TIMER_SLOTS]  # first flow of each slot, FLOW_NONE: empty
-    uint64_t bitmap[TIMER_SLOTS // 64]  # slots that are not empty
+    uint64_t bitmap[TIMER_WORDS]  # slots that are not empty
     uint64_t tick  # all slots up to this tick have fired
     uint32_t count
 

@@ -69,10 +69,10 @@ cdef inline int next_slot_distance(const TimerWheel *t) noexcept nogil:
     cdef uint32_t word = start >> 6
     cdef uint64_t bits = t.bitmap[word] & (~<uint64_t> 0 << (start & 63))
     cdef int i
-    for i in range(TIMER_SLOTS // 64 + 1):
+    for i in range(TIMER_WORDS + 1):
         if bits:
             return <int> ((((word << 6) + ctzll(bits)) - start) & (TIMER_SLOTS - 1)) + 1
-        word = (word + 1) & (TIMER_SLOTS // 64 - 1)
+        word = (word + 1) & (TIMER_WORDS - 1)
         bits = t.bitmap[word]
     return TIMER_SLOTS
 

@@ -1,0 +1,140 @@
+"""Binding the host's side of forwards: rules in, bound sockets out.
+
+A port without address goes on one dual-stack socket where both versions are on. Ports that were named must bind; those
+of `all` and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be bound. UDP sockets
+are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that the sockets of their
+flows can share the port.
+"""
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import NamedTuple
+
+from bucatini.errors import HostError
+from bucatini.plan.ports import ForwardRule
+
+BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
+SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
+IP_FREEBIND = 15  # linux/in.h
+IP_PKTINFO = 8
+
+
+class Bound(NamedTuple):
+    """A bound socket and where it leads."""
+
+    fd: int
+    protocol: int  # 6 or 17
+    version: int  # 4, 6, 0: dual stack
+    port: int
+    to: int
+    address: bytes  # 16 bytes, b"": any
+    to_address: bytes
+    scope_id: int
+
+
+def packed(address: str | None) -> bytes:
+    """Return an address as 16 bytes (IPv4: ::ffff:a.b.c.d), b"" for None. A scope id is cut off."""
+    if address is None:
+        return b""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
+
+
+def bind_forwards(
+    rules: Iterable[ForwardRule], *, v4: bool, v6: bool, freebind: bool, warn: Callable[[str], None]
+) -> list[Bound]:
+    """Bind every port of every rule.
+
+    Raises:
+        HostError: a port that was named cannot be bound, or none of a weak rule could.
+    """
+    bound: list[Bound] = []
+    limit = getrlimit(RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+    for rule in rules:
+        before = len(bound)
+        failure: OSError | None = None
+        for port in range(rule.first, rule.last + 1):
+            try:
+                entry = _bind(rule, port, v4, v6, freebind)
+            except OSError as error:
+                failure = error
+                if not rule.weak:
+                    name = "TCP" if rule.protocol == socket.IPPROTO_TCP else "UDP"
+                    raise HostError(
+                        f"cannot listen on {name} port {port} for '{rule.text}'", error.errno or 0, _advice(error, port)
+                    ) from None
+                continue
+            bound.append(entry)
+            if rule.weak and entry.fd >= limit > 0:
+                warn(f"'{rule.text}': stopped at port {port}, the limit of open files is near")
+                break
+        if len(bound) == before and failure is not None:
+            raise HostError(f"cannot listen on any port for '{rule.text}'", failure.errno or 0)
+    return bound
+
+
+def _advice(error: OSError, port: int) -> str:
+    if error.errno == errno.EACCES and port < 1024:
+        return "ports below net.ipv4.ip_unprivileged_port_start need privilege"
+    return ""
+
+
+def _bind(rule: ForwardRule, port: int, v4: bool, v6: bool, freebind: bool) -> Bound:
+    """Bind one port; raises OSError."""
+    scope = 0
+    address, _, zone = (rule.address or "").partition("%")
+    if rule.interface is not None:
+        scope = socket.if_nametoindex(rule.interface)
+    elif zone:
+        scope = socket.if_nametoindex(zone)
+    if address:
+        version = 6 if ":" in address else 4
+    elif v4 and v6:
+        version = 0
+    else:
+        version = 4 if v4 else 6
+    kind = socket.SOCK_STREAM if rule.protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM
+    try:
+        sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        if version or error.errno != errno.EAFNOSUPPORT:
+            raise
+        version = 4
+        sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    try:
+        if version != 4:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, version == 6)
+        if freebind:
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        if rule.interface is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rule.interface.encode() + b"\0")
+        if rule.protocol == socket.IPPROTO_TCP:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if version == 4:
+            sock.bind((address, port))
+        else:
+            sock.bind((address or "::", port, 0, scope if address.startswith("fe80") else 0))
+        if rule.protocol == socket.IPPROTO_TCP:
+            sock.listen(BACKLOG)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if version == 4:
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    except OSError:
+        sock.close()
+        raise
+    return Bound(
+        sock.detach(),
+        rule.protocol,
+        version,
+        port,
+        rule.to + port - rule.first,
+        packed(address or None),
+        packed(rule.to_address),
+        scope,
+    )
