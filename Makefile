@@ -40,11 +40,10 @@ $(STAMP): pyproject.toml tools/python tools/packages
 
 # Objects of another mode are newer than this mode's C files, so a change of mode compiles everything.
 $(BUILT): $(STAMP) setup.py $(COMPILED)
-	force=; [ -z "$$(ls build/.built-* 2>/dev/null | grep -vx '$(BUILT)')" ] || force=--force
-	BUCATINI_BUILD=$(BUCATINI_BUILD) $(PY) setup.py --quiet build_ext --inplace $$force
+	BUCATINI_BUILD=$(BUCATINI_BUILD) $(PY) setup.py --quiet build_ext --inplace \
+	    $(if $(filter-out $(BUILT),$(wildcard build/.built-*)),--force)
 	[ $(VENV)/bin/pasta -nt pyproject.toml ] && [ $(VENV)/bin/bucatini -nt pyproject.toml ] || \
 	    BUCATINI_BUILD=$(BUCATINI_BUILD) $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
-	touch $(VENV)/bin/pasta $(VENV)/bin/bucatini
 	rm -f build/.built-*
 	touch $@
 

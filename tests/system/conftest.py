@@ -1,0 +1,126 @@
+"""Fixtures of the system tests: see CONTRIBUTING.md.
+
+Every test gets a host and a server of its own, and is checked for what it left behind: processes (found by a mark in
+their environment), namespaces, reports of a sanitizer.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from system.installation import Installation, install
+from system.namespaces import wait_until
+from system.topology import Pasta, Topology
+from system.users import ROOT, TUN, User, open_tun, unprivileged
+
+MARK = "BUCATINI_TEST_MARK"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """System tests make namespaces: without root there is nothing that they could do."""
+    reason = None
+    if os.geteuid() != 0:
+        reason = "system tests need root, to make the namespaces of the host and the server"
+    elif not Path(TUN).exists():
+        reason = f"{TUN} does not exist (modprobe tun)"
+    if reason is None:
+        return
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def plain_user() -> Iterator[User]:
+    """The unprivileged user; /dev/net/tun is open to everyone while the session lasts."""
+    former = open_tun()
+    yield unprivileged()
+    if former is not None:
+        os.chmod(TUN, former)
+
+
+@pytest.fixture(scope="session")
+def installation(plain_user: User) -> Iterator[Installation]:
+    """The programs under test, where every user can run them."""
+    made = install(plain_user)
+    yield made
+    made.remove()
+
+
+@pytest.fixture(params=["unprivileged", "root"])
+def user(request: pytest.FixtureRequest, plain_user: User) -> User:
+    """Who runs pasta: each test runs once for each, those with a mark of `only` for one."""
+    return ROOT if request.param == "root" else plain_user
+
+
+@pytest.fixture
+def workspace(user: User) -> Iterator[Path]:
+    """A directory of the user's."""
+    directory = Path(tempfile.mkdtemp(prefix="bucatini-test-", dir="/var/tmp"))
+    os.chown(directory, user.uid, user.gid)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def clean(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails the test that leaves a process, a namespace or a sanitizer's report behind, and removes it."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    namespaces = _namespaces()
+    yield
+    try:
+        wait_until(lambda: not _processes(mark), "end of all processes of the test", 5)
+    except AssertionError:
+        left = _processes(mark)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"left running: {', '.join(f'{pid} {name}' for pid, name in left.items())}")
+    left_over = _namespaces() - namespaces
+    assert not left_over, f"namespaces left: {left_over}"
+    reports = sorted(installation.logs.iterdir()) if installation.logs is not None else []
+    text = "\n".join(report.read_text(errors="replace") for report in reports)
+    for report in reports:
+        report.unlink()
+    assert not text, text
+
+
+def _processes(mark: str) -> dict[int, str]:
+    """Processes with the mark in their environment, by id: their names."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "comm").read_text().strip()
+            except OSError:
+                continue
+    return found
+
+
+def _namespaces() -> set[str]:
+    """Names and mounts of network namespaces."""
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - nsfs " in line}
+    names = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+    return {name for name in mounts | names if "bucatini-" in name}
+
+
+@pytest.fixture
+def topology(clean: None) -> Iterator[Topology]:
+    """The host and the server of this test."""
+    with Topology() as made:
+        yield made
+
+
+@pytest.fixture
+def pasta(installation: Installation, topology: Topology, user: User, workspace: Path) -> Iterator[Pasta]:
+    """The program under test on the host, as the user."""
+    made = Pasta(installation, topology, user, workspace)
+    yield made
+    made.close()

@@ -1,0 +1,50 @@
+"""The two identities that the programs are tested with: root, and a user without any privilege."""
+
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from typing import NamedTuple
+
+UNPRIVILEGED = "bucatini-test"
+TUN = "/dev/net/tun"
+
+
+class User(NamedTuple):
+    """Somebody who runs the programs."""
+
+    name: str
+    uid: int
+    gid: int
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The command that becomes this user and then runs what follows it."""
+        if self.uid == 0:
+            return ()
+        become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--inh-caps=-all")
+        return (*become, "env", "HOME=/tmp", f"USER={self.name}", f"LOGNAME={self.name}")
+
+
+ROOT = User("root", 0, 0)
+
+
+def unprivileged() -> User:
+    """The user without privileges, made if the machine has none of that name."""
+    try:
+        entry = pwd.getpwnam(UNPRIVILEGED)
+    except KeyError:
+        shell = shutil.which("bash") or "/bin/sh"
+        subprocess.run(["useradd", "--system", "--create-home", "--shell", shell, UNPRIVILEGED], check=True)
+        entry = pwd.getpwnam(UNPRIVILEGED)
+    return User(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def open_tun() -> int | None:
+    """Give every user /dev/net/tun, as distributions do. Returns the former mode if it was another."""
+    mode = stat.S_IMODE(os.stat(TUN).st_mode)
+    if mode & 0o666 == 0o666:
+        return None
+    os.chmod(TUN, mode | 0o666)
+    return mode
