@@ -27,7 +27,7 @@ from bucatini.datapath.parse cimport (KIND_ECHO, KIND_FRAGMENT, KIND_SLOW, KIND_
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
 from bucatini.datapath.syscalls cimport (CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime,
                                          close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec)
-from bucatini.datapath.tcp_io cimport (tcp_continue, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
+from bucatini.datapath.tcp_io cimport (tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
                                        tcp_timer)
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (udp_close, udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init,
@@ -49,6 +49,8 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     EVENTS = 64  # of one wait
     PROTO_TCP = 6
+    ROUNDS = 8  # batches taken from the link in one turn
+    BULK = 32768  # bytes of a batch that speak for a transfer
     LINKS = 3  # the guest's, and at most two that wrap it
 
 FEATURE_TSO = LINK_TSO
@@ -379,7 +381,19 @@ cdef class DataPath:
                 return
 
     cdef void _frames(self) noexcept nogil:
-        """Take one batch of frames and serve it."""
+        """Take what the link has and serve it.
+
+        While a bulk transfer keeps frames coming, the next batch is taken before the last one is acknowledged: fewer,
+        larger acknowledgements leave the guest more time to send.
+        """
+        cdef int i
+        for i in range(ROUNDS):
+            if self._batch() == 0 or tcp_deliver(&self.w) < BULK:
+                break
+        tcp_flush(&self.w)
+
+    cdef int _batch(self) noexcept nogil:
+        """Take one batch of frames and serve it, but for acknowledgements; returns how many."""
         cdef Worker *w = &self.w
         cdef Frame[LINK_BATCH] frames
         cdef FrameRef[LINK_BATCH] refs
@@ -388,7 +402,7 @@ cdef class DataPath:
         cdef int i, kind
         if n < 0:
             self.failed = -n
-            return
+            return 0
         for i in range(n):
             ref = &refs[i]
             kind = parse_frame(&frames[i], ref)
@@ -414,8 +428,8 @@ cdef class DataPath:
                 self._slow_frame(ref)
             else:
                 count(w, C_DROP_SLOW)
-        tcp_flush(w)
         udp_flush(w)
+        return n
 
     cdef void _slow_frame(self, const FrameRef *ref) noexcept with gil:
         """Hand a frame to the slow path and send what it answers."""

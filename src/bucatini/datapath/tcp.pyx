@@ -407,8 +407,8 @@ cdef void tcp_held(TcpConn *c, uint32_t held, TcpActions *a) noexcept nogil:
     finish(c, a)
     if not c.flags & TF_GUEST_FIN and held < c.bound:
         edge = c.rcv_nxt + c.bound - held
-        # RFC 9293 §3.8.6.2.2: a window update only when it is worth one
-        if seq_gt(edge, c.rcv_adv) and edge - c.rcv_adv >= c.bound // 2:
+        # A window update only for a guest that may wait for it, and when it is worth one (RFC 9293 §3.8.6.2.2)
+        if c.rcv_adv - c.rcv_nxt < c.our_mss and seq_gt(edge, c.rcv_adv) and edge - c.rcv_adv >= c.bound // 2:
             a.what |= TA_ACK
 
 

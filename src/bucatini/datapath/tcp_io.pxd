@@ -9,6 +9,8 @@ from bucatini.datapath.worker cimport Listener, Worker
 cdef int tcp_init(Worker *w) noexcept nogil  # reserves the overflow and the batch; 0 or -errno
 cdef void tcp_free(Worker *w) noexcept nogil
 cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil  # one frame of the current batch
+# Hands the payload of this batch to its sockets; acknowledgements wait for `tcp_flush`. Returns the bytes.
+cdef uint32_t tcp_deliver(Worker *w) noexcept nogil
 cdef void tcp_flush(Worker *w) noexcept nogil  # end of the batch
 cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil  # of the flow's socket, edge triggered
 cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put itself on the ready list

@@ -543,6 +543,18 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
     settle(w, flow, ack)
 
 
+cdef uint32_t tcp_deliver(Worker *w) noexcept nogil:
+    cdef uint32_t i, bytes = 0
+    cdef Entry *e
+    for i in range(batch(w).count):
+        e = &batch(w).entries[i]
+        if e.flow != NULL and e.count:
+            bytes += e.bytes
+            if deliver(w, e) < 0:
+                reset_by_host(w, e.flow)
+    return bytes
+
+
 cdef void tcp_flush(Worker *w) noexcept nogil:
     cdef uint32_t i
     for i in range(batch(w).count):
