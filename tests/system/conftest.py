@@ -5,6 +5,7 @@ their environment), namespaces, reports of a sanitizer.
 """
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -55,7 +56,7 @@ def installation(plain_user: User) -> Iterator[Installation]:
 
 @pytest.fixture(params=["unprivileged", "root"])
 def user(request: pytest.FixtureRequest, plain_user: User) -> User:
-    """Who runs pasta: each test runs once for each, those with a mark of `only` for one."""
+    """Who runs pasta: each test runs once for each, those marked `only_root` or `only_unprivileged` for one."""
     return ROOT if request.param == "root" else plain_user
 
 
@@ -124,3 +125,21 @@ def pasta(installation: Installation, topology: Topology, user: User, workspace:
     made = Pasta(installation, topology, user, workspace)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def payload() -> bytes:
+    """64 MiB that do not repeat."""
+    return random.Random(64).randbytes(64 << 20)
+
+
+@pytest.fixture(scope="session")
+def payload_file(payload: bytes) -> Iterator[Path]:
+    """The same in a file that everyone can read."""
+    directory = Path(tempfile.mkdtemp(prefix="bucatini-test-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    path = directory / "payload"
+    path.write_bytes(payload)
+    path.chmod(0o644)
+    yield path
+    shutil.rmtree(directory)

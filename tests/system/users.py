@@ -7,6 +7,8 @@ import stat
 import subprocess
 from typing import NamedTuple
 
+import pytest
+
 UNPRIVILEGED = "bucatini-test"
 TUN = "/dev/net/tun"
 
@@ -48,3 +50,8 @@ def open_tun() -> int | None:
         return None
     os.chmod(TUN, mode | 0o666)
     return mode
+
+
+# For tests that say nothing about the other identity.
+only_root = pytest.mark.parametrize("user", ["root"], indirect=True)
+only_unprivileged = pytest.mark.parametrize("user", ["unprivileged"], indirect=True)
