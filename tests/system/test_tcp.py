@@ -19,6 +19,7 @@ from system.topology import GATEWAY, LOOPBACK, REJECTED, SERVER, UNROUTED, Pasta
 from system.users import only_unprivileged
 
 both_versions = pytest.mark.parametrize("version", [4, 6])
+UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED, errno.EACCES}
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
 
 
@@ -120,12 +121,21 @@ def test_T1_a_closed_port_refuses_at_once(pasta: Pasta, version: int) -> None:
 
 
 @both_versions
-@pytest.mark.parametrize("address", [REJECTED, UNROUTED], ids=["rejected by a router", "no route on the host"])
-def test_T2_an_unreachable_address_is_reported_at_once(pasta: Pasta, version: int, address: dict[int, str]) -> None:
+def test_T2_an_address_without_a_route_is_reported_at_once(pasta: Pasta, version: int) -> None:
     guest = pasta.guest("--config-net")
-    status, seconds = elapsed(guest.open_socket(address[version]).connect_ex, (address[version], 80))
-    assert status in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED, errno.EACCES}, errno.errorcode[status]
+    status, seconds = elapsed(guest.open_socket(UNROUTED[version]).connect_ex, (UNROUTED[version], 80))
+    assert status in UNREACHABLE, errno.errorcode[status]
     assert seconds < 1
+
+
+@both_versions
+def test_T2_an_address_that_a_router_rejects_is_reported_at_once(pasta: Pasta, version: int) -> None:
+    guest = pasta.guest("--config-net")
+    status, seconds = elapsed(guest.open_socket(REJECTED[version]).connect_ex, (REJECTED[version], 80))
+    assert status in UNREACHABLE, errno.errorcode[status]
+    # Over veth the router's answer comes back while connect() still holds the socket, and then only the answer to
+    # the second SYN, a second later, counts: the kernel's own connections wait as long here.
+    assert seconds < 2
 
 
 @contextlib.contextmanager

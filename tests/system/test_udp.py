@@ -1,0 +1,201 @@
+"""UDP that the guest begins."""
+
+import random
+import socket
+import struct
+from typing import Any, NamedTuple
+
+import pytest
+
+from system.namespaces import Namespace
+from system.topology import GATEWAY, HOST, LOOPBACK, SERVER, Pasta
+from system.users import only_unprivileged
+
+both_versions = pytest.mark.parametrize("version", [4, 6])
+DATAGRAM = socket.SOCK_DGRAM
+IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
+SIZES = [1, 2, 17, 512, 1400, 1472, 1473, 4096, 8972, 16384, 32768, 60000]
+MAPPED = {4: "192.0.2.99", 6: "2001:db8::99"}
+
+
+def reply(data: bytes, _: Any) -> bytes:
+    """Echo."""
+    return data
+
+
+class Icmp(NamedTuple):
+    """What a socket's error queue says about a datagram."""
+
+    errno: int
+    type: int
+    code: int
+    offender: str
+
+
+def last_error(connection: socket.socket) -> Icmp:
+    """Take one entry of the error queue: ip(7), struct sock_extended_err and then the address of its sender."""
+    _, ancillary, _, _ = connection.recvmsg(1 << 16, 512, socket.MSG_ERRQUEUE)
+    for _, _, data in ancillary:
+        number, _origin, kind, code, _pad, _info, _data = struct.unpack_from("=IBBBBII", data)
+        family = struct.unpack_from("=H", data, 16)[0]
+        raw = data[20:24] if family == socket.AF_INET else data[24:40]
+        return Icmp(number, kind, code, socket.inet_ntop(family, raw))
+    raise AssertionError("no entry in the error queue")
+
+
+def connect(guest: Namespace, version: int, address: str, port: int) -> socket.socket:
+    connection = guest.connect(address, port, kind=DATAGRAM)
+    if version == 4:
+        connection.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+    else:
+        connection.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    return connection
+
+
+@both_versions
+def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    with pasta.guest("--config-net").connect(SERVER[version], server.port, kind=DATAGRAM) as connection:
+        for size in SIZES:
+            data = random.Random(size).randbytes(size)
+            connection.send(data)
+            assert connection.recv(1 << 16) == data, f"{size} bytes"
+
+
+@both_versions
+def test_an_empty_datagram_arrives(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    with pasta.guest("--config-net").connect(SERVER[version], server.port, kind=DATAGRAM) as connection:
+        connection.send(b"")
+        assert connection.recv(1 << 16) == b""
+
+
+@both_versions
+def test_U8_fragments_of_the_guest_are_put_together(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    with pasta.guest("--config-net", "-m", "1500").connect(SERVER[version], server.port, kind=DATAGRAM) as connection:
+        for size in (1472, 1473, 3000, 9000, 60000):
+            data = random.Random(size).randbytes(size)
+            connection.send(data)
+            assert connection.recv(1 << 16) == data, f"{size} bytes"
+
+
+@both_versions
+def test_order_is_kept_within_a_burst(pasta: Pasta, version: int) -> None:
+    listener = pasta.topology.server.bind(SERVER[version])
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    with pasta.guest("--config-net").connect(SERVER[version], listener.getsockname()[1], kind=DATAGRAM) as connection:
+        # The first one lets the host find its neighbour: until it has, it keeps only a few.
+        connection.send(b"first")
+        assert listener.recv(100) == b"first"
+        sent = [b"%05d" % number for number in range(200)]
+        for data in sent:
+            connection.send(data)
+        assert [listener.recv(100) for _ in sent] == sent
+
+
+@both_versions
+def test_U1_a_closed_port_is_reported(pasta: Pasta, version: int) -> None:
+    guest = pasta.guest("--config-net")
+    with guest.connect(SERVER[version], 9, kind=DATAGRAM) as connection:
+        connection.send(b"anybody?")
+        connection.settimeout(1)
+        with pytest.raises(ConnectionRefusedError):
+            connection.recv(100)
+
+
+@both_versions
+def test_U1_the_report_comes_from_the_address_that_was_asked(pasta: Pasta, version: int) -> None:
+    guest = pasta.guest("--config-net")
+    with connect(guest, version, SERVER[version], 9) as connection:
+        connection.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            connection.recv(100)
+        error = last_error(connection)
+    assert (error.type, error.code) == ((3, 3) if version == 4 else (1, 4))
+    assert error.offender == SERVER[version]
+
+
+@both_versions
+@pytest.mark.parametrize("options", [(), ("--map-host-loopback",)], ids=["gateway", "mapped"])
+def test_U2_a_closed_port_of_the_host_is_reported_by_the_address_that_stands_for_it(
+    pasta: Pasta, version: int, options: tuple[str, ...]
+) -> None:
+    address = MAPPED[version] if options else GATEWAY[version]
+    guest = pasta.guest("--config-net", *(f"{option}={address}" for option in options))
+    with connect(guest, version, address, 9) as connection:
+        connection.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            connection.recv(100)
+        assert last_error(connection).offender == address
+
+
+@both_versions
+def test_map_host_loopback_reaches_the_host(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.host.serve_udp(LOOPBACK[version], reply)
+    guest = pasta.guest("--config-net", "--map-host-loopback", MAPPED[version])
+    with guest.connect(MAPPED[version], server.port, kind=DATAGRAM) as connection:
+        connection.send(b"hello")
+        assert connection.recv(100) == b"hello"
+
+
+@both_versions
+def test_map_guest_addr_reaches_the_host_at_the_address_that_the_guest_has_too(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.host.serve_udp(HOST[version], reply)
+    guest = pasta.guest("--config-net", "--map-guest-addr", MAPPED[version])
+    with guest.connect(MAPPED[version], server.port, kind=DATAGRAM) as connection:
+        connection.send(b"hello")
+        assert connection.recv(100) == b"hello"
+
+
+@both_versions
+def test_U6_the_source_port_is_kept(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    guest = pasta.guest("--config-net")
+    connection = guest.open_socket(SERVER[version], DATAGRAM)
+    connection.bind(("", 23456))
+    connection.sendto(b"hello", (SERVER[version], server.port))
+    assert connection.recv(100) == b"hello"
+    assert server.peers == [(HOST[version], 23456)]
+
+
+@both_versions
+def test_one_socket_of_the_guest_talks_to_several_servers(pasta: Pasta, version: int) -> None:
+    servers = [pasta.topology.server.serve_udp(SERVER[version], reply) for _ in range(5)]
+    connection = pasta.guest("--config-net").open_socket(SERVER[version], DATAGRAM)
+    for _ in range(3):
+        for server in servers:
+            data = b"%d" % server.port
+            connection.sendto(data, (SERVER[version], server.port))
+            assert connection.recvfrom(100)[:1] == (data,)
+
+
+@both_versions
+def test_U5_two_instances_do_not_get_each_others_answers(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    guests = [pasta.guest("--config-net") for _ in range(2)]
+    sockets = [guest.open_socket(SERVER[version], DATAGRAM) for guest in guests]
+    for one in sockets:
+        one.bind(("", 5000))
+    for number in range(24):
+        for which, one in enumerate(sockets):
+            one.sendto(b"%d %d" % (which, number), (SERVER[version], server.port))
+        for which, one in enumerate(sockets):
+            assert one.recv(100) == b"%d %d" % (which, number)
+
+
+@only_unprivileged
+@both_versions
+def test_an_answer_from_elsewhere_does_not_reach_the_guest(pasta: Pasta, version: int) -> None:
+    other = pasta.topology.server.bind(SERVER[version])
+
+    def twice(data: bytes, peer: Any) -> bytes:
+        other.sendto(b"forged", peer)
+        return data
+
+    server = pasta.topology.server.serve_udp(SERVER[version], twice)
+    connection = pasta.guest("--config-net").open_socket(SERVER[version], DATAGRAM)
+    for _ in range(5):
+        connection.sendto(b"genuine", (SERVER[version], server.port))
+        data, peer = connection.recvfrom(100)
+        assert (data, peer[:2]) == (b"genuine", (SERVER[version], server.port))
