@@ -4,7 +4,11 @@ Pure data and rules: nothing here reads the host. `bucatini.host.view` makes a `
 everything later (namespace, services, data path) takes its values from the `Plan` alone.
 """
 
+import socket
 from typing import NamedTuple
+
+from bucatini.errors import UsageError
+from bucatini.plan.settings import Settings
 
 LOCAL_ADDRESS4 = "169.254.2.1"  # the guest's, when the host has no usable IPv4 interface
 LOCAL_GATEWAY4 = "169.254.2.2"
@@ -92,3 +96,205 @@ class Plan(NamedTuple):
     mtu: int  # of the tap and as announced, bytes; 0: announce none
     search: tuple[str, ...]  # search list announced
     warnings: tuple[str, ...]  # for the user, once
+
+
+def make_plan(settings: Settings, host: HostView) -> Plan:
+    """Combine what was asked for with what the host has.
+
+    Raises:
+        UsageError: the two do not go together; names the option and its value.
+    """
+    warnings: list[str] = []
+    if host.v4 is None and host.v6 is None:
+        raise UsageError("neither IPv4 nor IPv6 is left: this host has no IPv6, or both were switched off")
+    our_mac = settings.mac_addr or OUR_MAC
+    v4 = v6 = None
+    if host.v4 is not None:
+        v4 = _plan4(settings, host, host.v4, warnings)
+    if host.v6 is not None:
+        v6 = _plan6(settings, host, host.v6, our_mac, warnings)
+    local = [f for f in (host.v4, host.v6) if f is not None]
+    if all(not f.ifindex for f in local):
+        warnings.append("no interface with a route on this host: local mode, only the host itself can be reached")
+    mtu = DEFAULT_MTU if settings.mtu is None else settings.mtu
+    template = next((f.ifname for f in local if f.ifindex), "tap0")
+    search = () if not settings.dhcp_search else host.search if settings.search is None else settings.search
+    return Plan(
+        v4=v4,
+        v6=v6,
+        our_mac=our_mac,
+        guest_mac=settings.ns_mac_addr,
+        ifname=settings.ns_ifname or template,
+        mtu=mtu,
+        search=search,
+        warnings=tuple(warnings),
+    )
+
+
+def _is_v6(address: str) -> bool:
+    return ":" in address
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
+def _bits(address: str) -> int:
+    raw = socket.inet_pton(socket.AF_INET6 if _is_v6(address) else socket.AF_INET, address.partition("%")[0])
+    return int.from_bytes(raw, "big")
+
+
+def in_prefix(address: str, network: str, prefix: int) -> bool:
+    """Whether `address` is inside `network`/`prefix`; both of one IP version."""
+    shift = (128 if _is_v6(address) else 32) - prefix
+    return _bits(address) >> shift == _bits(network) >> shift
+
+
+def _class_prefix(address: str) -> int:
+    """Return the prefix length of the address's class (RFC 791 §2.3), as a last resort."""
+    first = int(address.split(".")[0])
+    return 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 32
+
+
+def _one(addresses: tuple[str, ...] | None, v6: bool) -> str | None:
+    """Return the address of this version among those of a mapping."""
+    return next((a for a in addresses or () if _is_v6(a) == v6), None)
+
+
+def _loopback_map(settings: Settings, gateway: str) -> str | None:
+    v6 = _is_v6(gateway)
+    if settings.map_host_loopback is not None:
+        chosen = _one(settings.map_host_loopback, v6)
+        if chosen is not None or settings.map_host_loopback == ():
+            return chosen
+    return None if settings.no_map_gw else gateway
+
+
+def _names(
+    settings: Settings, host: HostView, v6: bool, forward: str | None, mapped: str | None, warnings: list[str]
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the resolvers to announce and the one that the host uses, of one IP version."""
+    servers = [server for server in host.nameservers if _is_v6(server) == v6]
+    asked = settings.dns_host6 if v6 else settings.dns_host4
+    resolver = asked or (servers[0] if servers else None)
+    if forward is not None and resolver is None:
+        warnings.append(f"no name server of this IP version on the host: queries to {forward} will not be answered")
+    if not settings.dhcp_dns:
+        return (), resolver
+    if settings.dns is not None:
+        return tuple(server for server in settings.dns if _is_v6(server) == v6), resolver
+    announced = []
+    for server in servers:
+        # A stub on the host's loopback is reached by the address that maps to it
+        seen = (forward or mapped) if _is_loopback(server) else server
+        if seen is not None and seen not in announced:
+            announced.append(seen)
+    return tuple(announced), resolver
+
+
+def _routes(
+    settings: Settings, family: HostFamily, address: str | None, prefix: int, gateway: str, given: bool, kept: set[str]
+) -> tuple[Route, ...]:
+    """Return the routes for the namespace, in an order in which the kernel takes them: what is on link first."""
+    length = 128 if _is_v6(gateway) else 32
+    if family.ifindex and settings.copy_routes and not given:
+        routes = [r if r.source in kept else r._replace(source=None) for r in family.routes]
+        routes.sort(key=lambda r: (r.gateway is not None, r.gateway is not None and r.destination is None, -r.prefix))
+        if family.gateway is not None or any(r.destination is None for r in routes):
+            return tuple(routes)
+    else:
+        routes = []
+    linklocal = _is_v6(gateway) and gateway.startswith("fe80")
+    if not linklocal and (address is None or not in_prefix(gateway, address, prefix)):
+        routes.append(Route(gateway, length, None))
+    routes.append(Route(None, 0, gateway))
+    return tuple(routes)
+
+
+def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: list[str]) -> PlanFamily:
+    first = family.addresses[0] if family.addresses else None
+    prefix = settings.prefix4
+    if settings.address4 is not None:
+        address = settings.address4
+        if prefix is None:
+            same = [a.prefix for a in family.addresses if a.address == address]
+            prefix = same[0] if same else _class_prefix(address)
+    elif first is not None:
+        address, prefix = first.address, first.prefix if prefix is None else prefix
+    else:
+        address, prefix = LOCAL_ADDRESS4, 16 if prefix is None else prefix
+    gateway = settings.gateway4 or family.gateway or LOCAL_GATEWAY4
+    own = Address(address, prefix)
+    addresses = (own,)
+    if settings.address4 is None and settings.prefix4 is None and settings.copy_addrs and family.addresses:
+        addresses = family.addresses
+    mapped = _loopback_map(settings, gateway)
+    dns, resolver = _names(settings, host, False, settings.dns_forward4, mapped, warnings)
+    return PlanFamily(
+        address=address,
+        prefix=prefix,
+        gateway=gateway,
+        explicit=settings.address4 is not None,
+        our_address=gateway,
+        addresses=addresses,
+        routes=_routes(
+            settings, family, address, prefix, gateway, settings.gateway4 is not None, {a.address for a in addresses}
+        ),
+        scope_ifindex=family.ifindex,
+        map_host_loopback=mapped,
+        map_guest_addr=_one(settings.map_guest_addr, False),
+        host_address=first.address if first is not None else None,
+        dns_forward=settings.dns_forward4,
+        dns_host=resolver,
+        dns=dns,
+        resolver_is_gateway=gateway in host.nameservers,
+        outbound=settings.outbound4,
+        outbound_if=settings.outbound_if4,
+    )
+
+
+def link_local_of(mac: bytes) -> str:
+    """Return the link-local address of a MAC address (RFC 4291 appendix A)."""
+    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return socket.inet_ntop(socket.AF_INET6, b"\xfe\x80" + bytes(6) + identifier)
+
+
+def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: bytes, warnings: list[str]) -> PlanFamily:
+    first = family.addresses[0] if family.addresses else None
+    prefix = settings.prefix6
+    if settings.address6 is not None:
+        address: str | None = settings.address6
+        if prefix is None:
+            same = [a.prefix for a in family.addresses if a.address == address]
+            prefix = same[0] if same else 64
+    elif first is not None:
+        address, prefix = first.address, first.prefix if prefix is None else prefix
+    else:
+        address, prefix = None, 64
+    gateway = settings.gateway6 or family.gateway or LOCAL_GATEWAY6
+    addresses: tuple[Address, ...] = () if address is None else (Address(address, prefix),)
+    if settings.address6 is None and settings.copy_addrs and family.addresses:
+        addresses = family.addresses
+    mapped = _loopback_map(settings, gateway)
+    dns, resolver = _names(settings, host, True, settings.dns_forward6, mapped, warnings)
+    return PlanFamily(
+        address=address,
+        prefix=prefix,
+        gateway=gateway,
+        explicit=settings.address6 is not None,
+        our_address=gateway if gateway.startswith("fe80") else link_local_of(our_mac),
+        addresses=addresses,
+        routes=_routes(
+            settings, family, address, prefix, gateway, settings.gateway6 is not None, {a.address for a in addresses}
+        ),
+        scope_ifindex=family.ifindex,
+        map_host_loopback=mapped,
+        map_guest_addr=_one(settings.map_guest_addr, True),
+        host_address=first.address if first is not None else None,
+        dns_forward=settings.dns_forward6,
+        dns_host=resolver,
+        dns=dns,
+        resolver_is_gateway=gateway in host.nameservers,
+        outbound=settings.outbound6,
+        outbound_if=settings.outbound_if6,
+    )

@@ -1,0 +1,45 @@
+"""What /etc/resolv.conf says: name servers and search list (resolv.conf(5))."""
+
+import socket
+
+PATH = "/etc/resolv.conf"
+LIMIT = 1 << 20  # bytes read at most
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is an IPv4 or IPv6 address, the latter perhaps with a scope id."""
+    bare = text.partition("%")[0]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, bare)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def parse(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return name servers and search list; of several `search` or `domain` lines the last one counts."""
+    servers: list[str] = []
+    search: tuple[str, ...] = ()
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver" and is_address(words[1]):
+            if words[1] not in servers:
+                servers.append(words[1])
+        elif words[0] == "search":
+            search = tuple(words[1:])
+        elif words[0] == "domain":
+            search = (words[1],)
+    return tuple(servers), search
+
+
+def read(path: str = PATH) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what the file says; nothing when there is none."""
+    try:
+        with open(path, errors="replace") as file:
+            return parse(file.read(LIMIT))
+    except OSError:
+        return (), ()
