@@ -103,7 +103,7 @@ def test_a_port_specification_forwards_what_it_says(pasta: Pasta, form: Form, pr
     guest = pasta.guest("--config-net", option(protocol), spec)
     address = OTHER[version] if "{other}" in form.spec else HOST[version]
     if address == OTHER[version]:
-        guest.run("ip", "address", "add", f"{address}/{32 if version == 4 else 128}", "dev", "lo")
+        guest.run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if version == 6 else []))
     receiver = Receiver(guest, protocol, address, form.to)
     client = client_of(pasta.topology.server, protocol, HOST[version], form.port, SERVER[version])
     assert receiver.exchange(client) == (SERVER[version], client.getsockname()[1])

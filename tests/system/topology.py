@@ -89,6 +89,7 @@ class Topology:
                 net__ipv4__tcp_congestion_control="cubic",
             )
         self.host.sysctl(net__ipv4__ping_group_range="0 2147483647")
+        self.host.resolv_conf(f"nameserver {SERVER4}\n")
         self.server.sysctl(net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
         self.server.ip(
             f"link add server0 type veth peer name host0 netns {self.host.name}",

@@ -53,6 +53,9 @@ def unknown(text: str) -> list[str]:
         parts = quoted.removesuffix("()").split(".")
         if parts[-1] in {"py", "pyx", "pxd", "md", "toml"}:
             continue
+        # `_be` stands for the names that end so.
+        if quoted.startswith("_") and any(name.endswith(quoted) for name in code_names()):
+            continue
         if any(part and part not in code_names() for part in parts):
             found.append(quoted)
     return found

@@ -1,0 +1,140 @@
+"""Well-known programs in the guest, unchanged."""
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from system.namespaces import echo, wait_until
+from system.programs import need
+from system.topology import HOST, HOST4, SERVER, SERVER4, Pasta, url
+from system.users import only_unprivileged
+
+both_versions = pytest.mark.parametrize("version", [4, 6])
+
+
+@both_versions
+@pytest.mark.parametrize("direction", ["guest to server", "server to guest", "both, four streams"])
+def test_iperf3(pasta: Pasta, version: int, direction: str) -> None:
+    need("iperf3", "iperf3")
+    pasta.topology.server.start("iperf3", "--server", "--one-off", "--bind", SERVER[version], tcp=5201)
+    options = {
+        "guest to server": [],
+        "server to guest": ["--reverse"],
+        "both, four streams": ["--bidir", "--parallel", "4"],
+    }
+    command = ["iperf3", "--client", SERVER[version], "--time", "1", "--json", *options[direction]]
+    result = json.loads(pasta.run("-q", "--config-net", command=command).stdout)
+    assert "error" not in result
+    assert result["end"]["sum_received"]["bits_per_second"] > 50e6
+
+
+@both_versions
+@pytest.mark.parametrize("reverse", [False, True])
+def test_iperf3_with_datagrams(pasta: Pasta, version: int, reverse: bool) -> None:
+    need("iperf3", "iperf3")
+    pasta.topology.server.start("iperf3", "--server", "--one-off", "--bind", SERVER[version], tcp=5201)
+    command = ["iperf3", "--client", SERVER[version], "--udp", "--bitrate", "20M", "--time", "1", "--json"]
+    result = json.loads(pasta.run("-q", "--config-net", command=[*command, *(["--reverse"] if reverse else [])]).stdout)
+    assert "error" not in result
+    assert result["end"]["sum"]["packets"] > 50
+    assert result["end"]["sum"]["lost_percent"] < 5
+
+
+@both_versions
+def test_http_server_of_python_on_both_sides(pasta: Pasta, version: int) -> None:
+    need("curl", "curl")
+    python = pasta.installation.python
+    (pasta.workspace / "page").write_text("served\n")
+    serve = [python, "-m", "http.server", "--directory", str(pasta.workspace), "--bind"]
+    pasta.topology.server.start(*serve, SERVER[version], "8000", tcp=8000)
+    guest = pasta.guest("--config-net", "-t", "8080:8000")
+    assert guest.run("curl", "-sS", "-m", "20", url(SERVER[version], 8000, "/page")).stdout == "served\n"
+    guest.start(*serve, HOST[version], "8000", tcp=8000)
+    page = pasta.topology.server.run("curl", "-sS", "-m", "20", url(HOST[version], 8080, "/page"))
+    assert page.stdout == "served\n"
+
+
+@both_versions
+def test_nc(pasta: Pasta, version: int) -> None:
+    need("nc", "netcat-openbsd")
+    server = pasta.topology.server.serve_tcp(SERVER[version], echo)
+    command = ["nc", "-N", "-w", "20", SERVER[version], str(server.port)]
+    assert pasta.run("-q", "--config-net", command=command, input="to and fro\n").stdout == "to and fro\n"
+
+
+@only_unprivileged
+@both_versions
+def test_ssh(pasta: Pasta, version: int) -> None:
+    daemon = need("sshd", "openssh-server")
+    need("ssh", "openssh-client")
+    directory = pasta.workspace
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)], check=True)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    pasta.topology.server.start(
+        daemon, "-D", "-e", "-f", "/dev/null", "-h", str(directory / "host"), "-p", "2222",
+        "-o", f"ListenAddress={SERVER[version]}", "-o", f"AuthorizedKeysFile={directory / 'user.pub'}",
+        "-o", "StrictModes=no", "-o", "PidFile=none", "-o", "PermitRootLogin=yes", "-o", "UsePAM=no",
+        tcp=2222,
+    )  # fmt: skip
+    # The client wants the key to be its own and closed to others.
+    for file in directory.iterdir():
+        file.chmod(0o600 if file.suffix != ".pub" else 0o644)
+        os.chown(file, pasta.user.uid, pasta.user.gid)
+    command = [
+        "ssh", "-F", "/dev/null", "-i", str(directory / "user"), "-p", "2222", "-o", "StrictHostKeyChecking=no",
+        "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR",
+        f"root@{SERVER[version]}", "head -c 1000000 /dev/zero | wc -c; cat",
+    ]  # fmt: skip
+    result = pasta.run("-q", "--config-net", command=command, input="through\n")
+    assert result.stdout.split() == ["1000000", "through"]
+
+
+# Configuration by the guest's own means
+
+
+def test_udhcpc_configures_ipv4(pasta: Pasta) -> None:
+    client = need("udhcpc", "udhcpc")
+    server = pasta.topology.server.serve_tcp(SERVER4, echo)
+    guest = pasta.guest()
+    guest.run("ip", "link", "set", "host0", "up")
+    script = pasta.workspace / "script"
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = bound ] || exit 0\nip address add $ip/$mask dev $interface\n'
+        "ip route add default via $router dev $interface\nip link set $interface mtu $mtu\n"
+    )
+    script.chmod(0o755)
+    guest.run(client, "-i", "host0", "-f", "-q", "-n", "-t", "5", "-T", "1", "-O", "mtu", "-s", str(script))
+    assert f"inet {HOST4}/24" in guest.run("ip", "-o", "address", "show", "dev", "host0").stdout
+    with guest.connect(SERVER4, server.port) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
+def test_the_kernel_of_the_guest_configures_ipv6(pasta: Pasta) -> None:
+    server = pasta.topology.server.serve_tcp(SERVER[6], echo)
+    guest = pasta.guest()
+    guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
+    guest.run("ip", "link", "set", "host0", "up")
+
+    def configured() -> bool:
+        address = guest.run("ip", "-o", "-6", "address", "show", "dev", "host0", "scope", "global").stdout
+        return "2001:db8::" in address and "default via" in guest.run("ip", "-6", "route").stdout
+
+    wait_until(configured, "address and default route by router advertisement")
+    with guest.connect(SERVER[6], server.port) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
+def test_a_thousand_questions_and_answers_in_datagrams(pasta: Pasta) -> None:
+    server = pasta.topology.server.serve_udp(SERVER4, lambda data, _: data)
+    guest = pasta.guest("--config-net")
+    with guest.connect(SERVER4, server.port, kind=socket.SOCK_DGRAM) as connection:
+        for number in range(1000):
+            connection.send(b"%d" % number)
+            assert connection.recv(10) == b"%d" % number
