@@ -23,6 +23,7 @@ MS_REC = 16384
 MS_SLAVE = 1 << 19
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_DUMPABLE = 4
 
 IN_DELETE = 0x00000200  # linux/inotify.h
 IN_MOVED_FROM = 0x00000040
@@ -64,6 +65,11 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
 def die_with_parent(signal: int) -> None:
     """Get `signal` when the thread that forked us ends (PR_SET_PDEATHSIG)."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "ask for a signal at the parent's death")
+
+
+def be_dumpable() -> None:
+    """Own /proc/self again after a change of user (PR_SET_DUMPABLE): needed to write uid_map."""
+    _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
 
 
 def inotify_watch(path: str, mask: int) -> int:

@@ -82,7 +82,7 @@ DUMP_TRIES = 5
 class LinkInfo(NamedTuple):
     """A network interface."""
 
-    index: int
+    ifindex: int
     name: str
     flags: int  # IFF_*
     mtu: int
@@ -309,7 +309,7 @@ class Netlink:
             elif len(found.get(NHA_OIF, b"")) == 4:
                 gateway = _unpack(family, found[NHA_GATEWAY]) if NHA_GATEWAY in found else None
                 single[key] = Hop(struct.unpack("=I", found[NHA_OIF])[0], gateway, 1, flags)
-        result = {key: (hop,) for key, hop in single.items()}
+        result: dict[int, tuple[Hop, ...]] = {key: (hop,) for key, hop in single.items()}
         for key, members in groups.items():
             result[key] = tuple(
                 single[member]._replace(weight=weight) for member, weight in members if member in single

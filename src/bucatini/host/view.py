@@ -1,4 +1,4 @@
-"""What the host has, as start-up finds it: a template interface per IP version with its addresses and routes, and resolvers.
+"""What the host has, as start-up finds it: a template interface per IP version, its addresses and routes, resolvers.
 
 The template is the interface asked for, else that of the default route with the lowest metric, else the first one with
 any route; with none, the version is in local mode (`HostFamily.ifindex` 0). Nothing here changes the host.
@@ -24,7 +24,7 @@ def look_at_host(settings: Settings) -> HostView:
     """
     link = netlink.Netlink()
     try:
-        links = {info.index: info for info in link.links()}
+        links = {info.ifindex: info for info in link.links()}
         v4 = v6 = None
         if not settings.ipv6_only:
             v4 = _family(link, socket.AF_INET, links, settings.interface or settings.outbound_if4)
@@ -75,7 +75,7 @@ def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInf
     loopbacks = {index for index, info in links.items() if info.flags & netlink.IFF_LOOPBACK}
     index = 0
     if wanted is not None:
-        index = next((info.index for info in links.values() if info.name == wanted), 0)
+        index = next((info.ifindex for info in links.values() if info.name == wanted), 0)
     else:
         outward = [entry for entry in routes if entry.hops[0].ifindex not in loopbacks]
         defaults = sorted((e for e in outward if e.route.destination is None), key=lambda e: e.route.metric)

@@ -152,7 +152,7 @@ def in_prefix(address: str, network: str, prefix: int) -> bool:
 
 def _class_prefix(address: str) -> int:
     """Return the prefix length of the address's class (RFC 791 §2.3), as a last resort."""
-    first = int(address.split(".")[0])
+    first = int(address.split(".", 1)[0])
     return 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 32
 
 
@@ -225,7 +225,7 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
         address, prefix = LOCAL_ADDRESS4, 16 if prefix is None else prefix
     gateway = settings.gateway4 or family.gateway or LOCAL_GATEWAY4
     own = Address(address, prefix)
-    addresses = (own,)
+    addresses: tuple[Address, ...] = (own,)
     if settings.address4 is None and settings.prefix4 is None and settings.copy_addrs and family.addresses:
         addresses = family.addresses
     mapped = _loopback_map(settings, gateway)

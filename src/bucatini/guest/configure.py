@@ -1,0 +1,61 @@
+"""Configuring the guest's side, from inside its network namespace: loopback, the tap, addresses and routes.
+
+Loopback always comes up. The tap gets its MAC address; with --config-net also MTU, addresses, routes and the state "up".
+Addresses skip duplicate address detection and never expire: they are the host's own. A copied route that this kernel
+refuses (its gateway is on a link that was not copied) is left out; the default route is not.
+"""
+
+import socket
+
+from bucatini.errors import HostError
+from bucatini.host.netlink import Netlink
+from bucatini.plan.plan import Plan, PlanFamily
+from bucatini.plan.settings import Settings
+
+
+def write_sysctl(path: str, value: str) -> None:
+    """Set a sysctl of this namespace where it exists and may be set."""
+    try:
+        with open(f"/proc/sys/net/{path}", "w") as file:
+            file.write(value)
+    except OSError:
+        pass
+
+
+def configure(plan: Plan, settings: Settings) -> bytes:
+    """Configure loopback and the tap; returns the tap's MAC address.
+
+    Raises:
+        HostError: the kernel refuses something that must be.
+    """
+    link = Netlink()
+    try:
+        links = {info.name: info for info in link.links()}
+        link.set_link(links["lo"].ifindex, name="lo")
+        tap = links[plan.ifname]
+        if plan.guest_mac is not None:
+            link.set_link(tap.ifindex, up=False, mac=plan.guest_mac, name=plan.ifname)
+        # The addresses are the host's: no detection of duplicates, also not of the link-local one
+        write_sysctl(f"ipv6/conf/{plan.ifname}/accept_dad", "0")
+        write_sysctl(f"ipv6/conf/{plan.ifname}/dad_transmits", "0")
+        if settings.config_net:
+            link.set_link(tap.ifindex, mtu=plan.mtu or None, name=plan.ifname)
+            for family in (plan.v4, plan.v6):
+                if family is not None:
+                    _family(link, tap.ifindex, family)
+        return plan.guest_mac or tap.mac or bytes(6)
+    finally:
+        link.close()
+
+
+def _family(link: Netlink, index: int, family: PlanFamily) -> None:
+    """Put the addresses and routes of one IP version on the tap."""
+    version = socket.AF_INET6 if ":" in family.gateway else socket.AF_INET
+    for address in family.addresses:
+        link.add_address(index, address)
+    for route in family.routes:
+        try:
+            link.add_route(index, version, route)
+        except HostError:
+            if route.destination is None:
+                raise
