@@ -45,7 +45,7 @@ FORMS = [
 @pytest.fixture(autouse=True)
 def _few_ports(pasta: Pasta) -> None:
     """The kernel's ephemeral ports are not part of `all`: the more there are, the fewer are bound."""
-    pasta.topology.host.sysctl(net__ipv4__ip_local_port_range="10000 65000")
+    pasta.topology.host.sysctl(net__ipv4__ip_local_port_range="9000 65000")
 
 
 class Receiver:
