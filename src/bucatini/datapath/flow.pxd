@@ -40,12 +40,15 @@ cdef struct UdpFlow:
     uint32_t to_host  # datagrams seen, saturating
     uint32_t to_guest
     uint16_t bound_port  # source port we bound for it, host order; 0: any
+    uint32_t batch  # index into the batch of this turn + 1, 0: not in it
     uint8_t no_segment  # UDP_SEGMENT was refused on this socket
     uint8_t queued  # in the worker's list of flows to continue
-    uint8_t readable
+    uint8_t ttl  # of the socket
+    uint8_t tos
 
 cdef struct PingFlow:
     uint64_t last
+    uint8_t ttl  # of the socket
 
 cdef union FlowState:
     TcpFlow tcp

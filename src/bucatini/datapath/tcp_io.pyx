@@ -666,7 +666,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
     tcp_from_guest(&flow.u.tcp.conn, s, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now)
-    if worker_watch(w, flow) < 0:
+    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
         worker_drop_flow(w, flow)
@@ -890,7 +890,7 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     if w.settings.peek_off:
         setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
     tcp_to_guest(&flow.u.tcp.conn, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now, &a)
-    if worker_watch(w, flow) < 0:
+    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
         count(w, C_FLOW_REFUSED)
         abort_host(w, flow)
         return

@@ -98,8 +98,8 @@ cdef inline uint64_t flow_ref(const Flow *flow) noexcept nogil:
 cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil
 # Takes the first flow off that list, or NULL.
 cdef Flow *worker_next(Worker *w) noexcept nogil
-# Registers a flow's socket: edge triggered, in and out, once for its life. 0 or -errno.
-cdef int worker_watch(Worker *w, Flow *flow) noexcept nogil
+# Registers a flow's socket for `events` (EPOLL*), edge triggered, once for its life. 0 or -errno.
+cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil
 # Takes the flow off the timers, closes its socket and frees it.
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil
 # The flow of a frame of the guest, or NULL.

@@ -5,8 +5,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from bucatini.datapath.flow cimport FLOW_NONE, FLOW_TCP, FLOW_UDP, flow_find, flow_free
 from bucatini.datapath.headers cimport PROTO_ICMP, PROTO_ICMPV6, addr_t
-from bucatini.datapath.syscalls cimport (EPOLL_CTL_ADD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, close, epoll_ctl,
-                                         epoll_event)
+from bucatini.datapath.syscalls cimport EPOLL_CTL_ADD, EPOLLET, close, epoll_ctl, epoll_event
 from bucatini.datapath.timers cimport timer_cancel
 
 
@@ -32,9 +31,9 @@ cdef Flow *worker_next(Worker *w) noexcept nogil:
     return flow
 
 
-cdef int worker_watch(Worker *w, Flow *flow) noexcept nogil:
+cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.events = events | EPOLLET
     event.data.u64 = flow_ref(flow)
     if epoll_ctl(w.epoll, EPOLL_CTL_ADD, flow.fd, &event) < 0:
         return -errno

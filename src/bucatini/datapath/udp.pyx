@@ -1,0 +1,739 @@
+"""UDP flows: one connected socket each, datagrams in runs both ways.
+
+Purpose. A flow is the guest's address and port and the other end's. The guest's datagrams go out of a socket connected to
+the other end; what comes back on it goes to the guest. A datagram on a forward opens a flow likewise, with a socket bound to
+the address and port that were asked (U4).
+
+What it does not do. Multicast and broadcast are dropped (`drop_multicast`): an answer could come from anywhere, and a
+connected socket would not take it. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel takes them.
+
+Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little apart, so
+that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our flows by source port.
+
+Source ports. The guest's port is kept (U6). The first socket on a port is bound without SO_REUSEADDR, so that a port
+somebody else has is noticed and another is taken; then it gets the option, so that further flows of ours from the same port
+can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option at that moment.
+
+Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the guest as one
+USO superframe. A route that does not take it (`no_segment`) gets them one by one.
+
+Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when the last
+datagram was and waits again or closes.
+
+Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does not take
+at once is dropped and counted, as a full queue of a network card would.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from bucatini.datapath.build cimport (ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_error, build_udp,
+                                      icmp_error_of)
+from bucatini.datapath.counters cimport (C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET,
+                                         C_DROP_UDP_SEND, C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_FLOWS)
+from bucatini.datapath.flow cimport FLOW_UDP, FlowKey, UdpFlow, flow_find, flow_new
+from bucatini.datapath.headers cimport (IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4,
+                                        addr_is_broadcast, addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4,
+                                        addr_t, htons, udp_hdr, vnet_hdr)
+from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
+from bucatini.datapath.syscalls cimport (AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR,
+                                         EPOLLIN, IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO,
+                                         IPV6_RECVERR, IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
+                                         MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, PROT_READ, PROT_WRITE,
+                                         SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR,
+                                         SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT,
+                                         bind, close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap,
+                                         mmsghdr, msghdr, munmap, recvmmsg, recvmsg, sendmsg, setsockopt, sock_extended_err,
+                                         socket, socklen_t)
+from bucatini.datapath.timers cimport timer_arm
+from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound, translate_reporter
+from bucatini.datapath.worker cimport (Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key,
+                                       worker_watch)
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP
+
+
+cdef extern from *:
+    """
+    #ifndef IP_MTU
+    #define IP_MTU 14
+    #endif
+    #ifndef IPV6_MTU
+    #define IPV6_MTU 24
+    #endif
+    """
+    int IP_MTU, IPV6_MTU
+
+
+cdef enum:
+    RUN_MAX = 64  # datagrams of one UDP_SEGMENT send (UDP_MAX_SEGMENTS before Linux 6.9) and of one USO frame
+    RUN_BYTES = 65000
+    SLOTS = 64
+    SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
+    CONTROL = 64  # bytes of control data per datagram
+    SHARE = 4  # receive calls in one turn of a flow
+    ERRORS = 16  # errors taken from a queue in one turn
+    DEPTH = 4
+    DNS = 53
+    TTL_DEFAULT = 64
+
+cdef uint64_t SECOND = 1000000000
+cdef uint64_t IDLE_NS = 30 * SECOND
+cdef uint64_t STREAM_NS = 180 * SECOND
+cdef uint64_t DNS_NS = 10 * SECOND
+
+cdef struct Run:  # datagrams of one flow on their way to its socket
+    Flow *flow
+    iovec iov[RUN_MAX]
+    uint32_t count
+    uint32_t size  # of each but the last, which may be shorter
+    uint32_t total
+    bint closed  # a shorter one was added: nothing may follow
+
+cdef struct Udp:
+    Run runs[LINK_BATCH]
+    uint32_t count
+    mmsghdr messages[SLOTS]
+    iovec iov[SLOTS]
+    sockaddr_any names[SLOTS]
+    uint8_t control[SLOTS * CONTROL]
+    uint8_t header[128]
+    iovec frame[RUN_MAX + 2]
+    uint16_t held[2 * 65536]  # our sockets bound to a port, IPv4 then IPv6
+    uint8_t *slots
+
+
+cdef inline Udp *udp(Worker *w) noexcept nogil:
+    return <Udp *> w.udp
+
+
+cdef int udp_init(Worker *w) noexcept nogil:
+    cdef uint8_t *memory = <uint8_t *> mmap(NULL, SLOTS * SLOT + sizeof(Udp), PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if memory == <uint8_t *> MAP_FAILED:
+        return -ENOMEM
+    w.udp = memory + SLOTS * SLOT
+    udp(w).slots = memory
+    return 0
+
+
+cdef void udp_free(Worker *w) noexcept nogil:
+    munmap(udp(w).slots, SLOTS * SLOT + sizeof(Udp))
+
+
+# To the host
+
+
+cdef void tell_guest(Worker *w, Flow *flow, int error, const addr_t *reporter, uint32_t mtu, const uint8_t *payload,
+                     uint32_t size) noexcept nogil:
+    """Send the ICMP error about a datagram of `size` bytes that the guest sent, quoting it."""
+    cdef uint8_t[UDP_HLEN + 512] quoted
+    cdef udp_hdr *header = <udp_hdr *> quoted
+    cdef uint32_t length = size if size < 512 else 512
+    header.sport_be = htons(flow.key.gport)
+    header.dport_be = htons(flow.key.rport)
+    header.length_be = htons(<uint16_t> (UDP_HLEN + size))
+    header.checksum_be = 0
+    memcpy(quoted + UDP_HLEN, payload, length)
+    count(w, C_UDP_ERRORS)
+    build_icmp_error(w, &flow.key, reporter, error, mtu, quoted, UDP_HLEN + length, UDP_HLEN + size)
+
+
+cdef uint32_t path_mtu(Flow *flow) noexcept nogil:
+    """Return the MTU of the way to the other end, as the host knows it."""
+    cdef int value = 0
+    cdef socklen_t size = sizeof(value)
+    if addr_is_v4(&flow.target):
+        getsockopt(flow.fd, IPPROTO_IP, IP_MTU, &value, &size)
+    else:
+        getsockopt(flow.fd, IPPROTO_IPV6, IPV6_MTU, &value, &size)
+    return <uint32_t> value if value > 0 else 1280
+
+
+cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
+    """One sendmsg; `segment`: size of the datagrams, 0: one. 0 or -errno. An error of an earlier datagram is passed over."""
+    cdef msghdr message
+    cdef uint8_t[CONTROL] control
+    cdef cmsghdr *cmsg
+    cdef int i
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = iov
+    message.msg_iovlen = n
+    if segment:
+        memset(control, 0, CONTROL)
+        message.msg_control = control
+        message.msg_controllen = CMSG_SPACE(sizeof(uint16_t))
+        cmsg = CMSG_FIRSTHDR(&message)
+        cmsg.cmsg_level = SOL_UDP
+        cmsg.cmsg_type = UDP_SEGMENT
+        cmsg.cmsg_len = CMSG_LEN(sizeof(uint16_t))
+        memcpy(CMSG_DATA(cmsg), &segment, sizeof(uint16_t))
+    for i in range(3):
+        if sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
+            return 0
+        if errno != EINTR and errno != ECONNREFUSED:
+            break
+    return -errno
+
+
+cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexcept nogil:
+    """Send a datagram; what goes wrong is counted and told to the guest."""
+    cdef iovec iov
+    cdef int error
+    iov.iov_base = payload
+    iov.iov_len = size
+    error = -send_out(flow, &iov, 1, 0)
+    if error == 0:
+        return
+    count(w, C_DROP_UDP_SEND)
+    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+        return
+    tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload, size)
+
+
+cdef void send_pieces(Worker *w, Flow *flow, uint8_t *payload, uint32_t total, uint32_t size) noexcept nogil:
+    """Send datagrams that stand side by side one by one."""
+    cdef uint32_t at = 0
+    while at < total:
+        send_one(w, flow, payload + at, size if total - at > size else total - at)
+        at += size
+
+
+cdef inline bint segments_refused(int error) noexcept nogil:
+    """Whether an error says that UDP_SEGMENT does not work here, rather than that the datagrams cannot go."""
+    return error == EINVAL or error == EMSGSIZE or error == EIO or error == EOPNOTSUPP
+
+
+cdef void flush_run(Worker *w, Run *run) noexcept nogil:
+    """Send what a run has gathered."""
+    cdef Flow *flow = run.flow
+    cdef int error
+    cdef uint32_t i, n = run.count
+    run.count = 0
+    run.total = 0
+    run.closed = False
+    if flow == NULL or n == 0:
+        return
+    if n > 1 and not flow.u.udp.no_segment:
+        error = -send_out(flow, run.iov, n, <uint16_t> run.size)
+        if error == 0:
+            return
+        if not segments_refused(error):
+            if error != EAGAIN and error != ENOBUFS and error != ENOMEM:
+                tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base, run.size)
+            count_n(w, C_DROP_UDP_SEND, n)
+            return
+        flow.u.udp.no_segment = 1
+    for i in range(n):
+        send_one(w, flow, <uint8_t *> run.iov[i].iov_base, <uint32_t> run.iov[i].iov_len)
+
+
+cdef void udp_flush(Worker *w) noexcept nogil:
+    cdef uint32_t i
+    cdef Run *run
+    for i in range(udp(w).count):
+        run = &udp(w).runs[i]
+        flush_run(w, run)
+        if run.flow != NULL:
+            run.flow.u.udp.batch = 0
+    udp(w).count = 0
+
+
+cdef void send_superframe(Worker *w, Flow *flow, const FrameRef *ref) noexcept nogil:
+    """Send the datagrams of a USO frame of the guest."""
+    cdef uint32_t size = ref.gso_size, at = 0, part
+    cdef uint32_t most = size * RUN_MAX
+    cdef iovec iov
+    cdef int error
+    if most > RUN_BYTES:
+        most = RUN_BYTES // size * size
+    while at < ref.payload_length:
+        part = ref.payload_length - at
+        if part > most:
+            part = most
+        if part > size and not flow.u.udp.no_segment:
+            iov.iov_base = ref.payload + at
+            iov.iov_len = part
+            error = -send_out(flow, &iov, 1, <uint16_t> size)
+            if error == 0:
+                at += part
+                continue
+            if segments_refused(error):
+                flow.u.udp.no_segment = 1
+        send_pieces(w, flow, ref.payload + at, part, size)
+        at += part
+
+
+cdef void add_to_run(Worker *w, Flow *flow, const FrameRef *ref) noexcept nogil:
+    """Keep a datagram for the end of the batch."""
+    cdef Run *run
+    cdef uint32_t size = ref.payload_length
+    if flow.u.udp.batch == 0:
+        if udp(w).count == LINK_BATCH:
+            udp_flush(w)
+        run = &udp(w).runs[udp(w).count]
+        udp(w).count += 1
+        flow.u.udp.batch = udp(w).count
+        run.flow = flow
+        run.count = 0
+        run.total = 0
+        run.closed = False
+    else:
+        run = &udp(w).runs[flow.u.udp.batch - 1]
+    if run.count and (run.closed or size > run.size or size == 0 or run.size == 0 or run.count == RUN_MAX
+                      or run.total + size > RUN_BYTES):
+        flush_run(w, run)
+    if run.count == 0:
+        run.size = size
+    elif size < run.size:
+        run.closed = True
+    run.iov[run.count].iov_base = ref.payload
+    run.iov[run.count].iov_len = size
+    run.count += 1
+    run.total += size
+
+
+cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
+    """Give the socket the guest's TTL and traffic class, when they change (U3)."""
+    cdef int value
+    cdef bint v4 = addr_is_v4(&flow.target)
+    if ref.ttl != flow.u.udp.ttl and ref.ttl:
+        flow.u.udp.ttl = ref.ttl
+        value = ref.ttl
+        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value, sizeof(value))
+    if ref.tos != flow.u.udp.tos:
+        flow.u.udp.tos = ref.tos
+        value = ref.tos
+        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TOS if v4 else IPV6_TCLASS, &value, sizeof(value))
+
+
+cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
+    cdef Flow *flow
+    if w.settings.no_udp:
+        count(w, C_DROP_DISABLED)
+        return
+    flow = worker_find(w, ref)
+    if flow == NULL:
+        flow = open_from_guest(w, ref)
+        if flow == NULL:
+            return
+    pass_on(flow, ref)
+    flow.u.udp.last = w.now
+    if flow.u.udp.to_host < 1000:
+        flow.u.udp.to_host += 1
+    if ref.frame == NULL or ref.gso_type == VNET_GSO_UDP_L4:
+        if flow.u.udp.batch:
+            flush_run(w, &udp(w).runs[flow.u.udp.batch - 1])
+        if ref.gso_type == VNET_GSO_UDP_L4:
+            send_superframe(w, flow, ref)
+        else:  # put together from fragments: its buffer is used again
+            send_one(w, flow, ref.payload, ref.payload_length)
+    else:
+        add_to_run(w, flow, ref)
+
+
+# Sockets
+
+
+cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
+    """Return a new socket of the peer's IP version that reports errors, or -errno."""
+    cdef bint v4 = addr_is_v4(peer)
+    cdef Family *family = &w.v4 if v4 else &w.v6
+    cdef int one = 1, error
+    cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return -errno
+    setsockopt(fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
+    if family.outbound_if[0] and not addr_is_loopback(peer):
+        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
+            error = errno
+            close(fd)
+            return -error
+    return fd
+
+
+cdef void bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil:
+    """Bind the guest's own port if it can be had, and the source address asked for."""
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef addr_t any_
+    cdef const addr_t *source = &target.source
+    cdef bint v4 = addr_is_v4(&target.address)
+    cdef uint16_t *held = &udp(w).held[flow.key.gport + (0 if v4 else 65536)]
+    cdef int one = 1
+    if addr_is_unspecified(source):
+        memset(&any_, 0, sizeof(any_))
+        if v4:
+            addr_from_v4(&any_, 0)
+        source = &any_
+    if held[0]:
+        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+    size = sockaddr_fill(&sa, source, flow.key.gport, target.scope_id)
+    if held[0] < 65535 and bind(flow.fd, &sa.sa, size) == 0:
+        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+        held[0] += 1
+        flow.u.udp.bound_port = flow.key.gport
+    elif source != &any_:
+        size = sockaddr_fill(&sa, source, 0, target.scope_id)
+        bind(flow.fd, &sa.sa, size)
+
+
+cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
+    """A datagram of the guest to somewhere new; NULL when it cannot go (counted)."""
+    cdef FlowKey key
+    cdef Target target
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef Flow *flow
+    cdef int verdict, error
+    if addr_is_multicast(&ref.dst) or addr_is_broadcast(&ref.dst):
+        count(w, C_DROP_MULTICAST)
+        return NULL
+    verdict = translate_outbound(w, PROTO_UDP, &ref.dst, ref.dport, &target)
+    if verdict < 0:
+        count(w, -verdict)
+        return NULL
+    worker_key(&key, ref)
+    flow = flow_new(w.flows, &key, FLOW_UDP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+        return NULL
+    memcpy(&flow.target, &target.address, sizeof(addr_t))
+    flow.target_port = target.port
+    flow.u.udp.ttl = TTL_DEFAULT
+    flow.fd = make_socket(w, &target.address)
+    if flow.fd < 0:
+        flow.fd = -1
+        count(w, C_DROP_UDP_NO_SOCKET)
+        worker_drop_flow(w, flow)
+        return NULL
+    bind_source(w, flow, &target)
+    size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
+    if connect(flow.fd, &sa.sa, size) < 0 or worker_watch(w, flow, EPOLLIN) < 0:
+        error = errno
+        count(w, C_DROP_UDP_NO_SOCKET)
+        tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
+        close_flow(w, flow)
+        return NULL
+    count(w, C_UDP_FLOWS)
+    flow.u.udp.last = w.now
+    if flow.u.udp.bound_port:
+        take_early(w, flow, NULL, 0)
+    timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
+    return flow
+
+
+cdef void close_flow(Worker *w, Flow *flow) noexcept nogil:
+    udp_close(w, flow)
+    worker_drop_flow(w, flow)
+
+
+cdef void udp_close(Worker *w, Flow *flow) noexcept nogil:
+    cdef UdpFlow *u = &flow.u.udp
+    if u.batch:
+        udp(w).runs[u.batch - 1].flow = NULL
+        u.batch = 0
+    if u.bound_port:
+        udp(w).held[u.bound_port + (0 if addr_is_v4(&flow.target) else 65536)] -= 1
+        u.bound_port = 0
+
+
+# To the guest
+
+
+cdef void deliver_one(Worker *w, const FlowKey *key, uint8_t *payload, uint32_t size) noexcept nogil:
+    """Send one datagram to the guest."""
+    cdef Link *link = w.link
+    cdef vnet_hdr vnet
+    cdef uint8_t *out
+    cdef uint32_t offset
+    cdef Udp *u = udp(w)
+    if size < 128:  # a copy is cheaper than a second iovec, and short frames need padding
+        out = link.reserve(link)
+        offset = build_udp(w, out, key, 0, size, &vnet)
+        memcpy(out + offset, payload, size)
+        link.commit(link, offset + size, &vnet)
+        return
+    offset = build_udp(w, u.header, key, 0, size, &vnet)
+    u.frame[1].iov_base = u.header
+    u.frame[1].iov_len = offset
+    u.frame[2].iov_base = payload
+    u.frame[2].iov_len = size
+    link.send(link, u.frame, 3, &vnet)
+
+
+cdef int run_length(Udp *u, int first, int n) noexcept nogil:
+    """Return how many received datagrams from `first` on may travel as one superframe: equal ones and a shorter last."""
+    cdef uint32_t size = u.messages[first].msg_len, total = size
+    cdef int i = first + 1
+    if size == 0:
+        return 1
+    while i < n and i - first < RUN_MAX:
+        total += u.messages[i].msg_len
+        if u.messages[i].msg_len > size or u.messages[i].msg_len == 0 or total > IP_LEN_MAX - IPV6_HLEN - UDP_HLEN:
+            break
+        i += 1
+        if u.messages[i - 1].msg_len < size:
+            break
+    return i - first
+
+
+cdef void deliver(Worker *w, Flow *flow, int n) noexcept nogil:
+    """Send `n` received datagrams to the guest, in superframes where it goes."""
+    cdef Udp *u = udp(w)
+    cdef Link *link = w.link
+    cdef vnet_hdr vnet
+    cdef uint32_t total
+    cdef int first = 0, run, i
+    flow.u.udp.last = w.now
+    if flow.u.udp.to_guest < 1000:
+        flow.u.udp.to_guest += n
+    while first < n:
+        run = run_length(u, first, n) if link.features & LINK_USO else 1
+        if run == 1:
+            deliver_one(w, &flow.key, u.slots + first * SLOT, u.messages[first].msg_len)
+        else:
+            total = 0
+            for i in range(run):
+                u.frame[i + 2].iov_base = u.slots + (first + i) * SLOT
+                u.frame[i + 2].iov_len = u.messages[first + i].msg_len
+                total += u.messages[first + i].msg_len
+            u.frame[1].iov_base = u.header
+            u.frame[1].iov_len = build_udp(w, u.header, &flow.key, u.messages[first].msg_len, total, &vnet)
+            link.send(link, u.frame, run + 2, &vnet)
+        first += run
+
+
+cdef int receive(Worker *w, int fd, int n, bint names) noexcept nogil:
+    """Receive up to `n` datagrams into the slots; `names`: with where they came from and went to. As recvmmsg(2)."""
+    cdef Udp *u = udp(w)
+    cdef msghdr *message
+    cdef int i
+    for i in range(n):
+        message = &u.messages[i].msg_hdr
+        u.iov[i].iov_base = u.slots + i * SLOT
+        u.iov[i].iov_len = 65536
+        message.msg_iov = &u.iov[i]
+        message.msg_iovlen = 1
+        message.msg_flags = 0
+        if names:
+            message.msg_name = &u.names[i]
+            message.msg_namelen = sizeof(sockaddr_any)
+            message.msg_control = u.control + i * CONTROL
+            message.msg_controllen = CONTROL
+        else:
+            message.msg_name = NULL
+            message.msg_namelen = 0
+            message.msg_control = NULL
+            message.msg_controllen = 0
+    return recvmmsg(fd, u.messages, n, MSG_DONTWAIT, NULL)
+
+
+cdef void drain(Worker *w, Flow *flow) noexcept nogil:
+    """Take what the socket has, as far as the share of this turn goes."""
+    cdef int n, i
+    for i in range(SHARE):
+        n = receive(w, flow.fd, SLOTS, False)
+        if n < 0:
+            if errno == EINTR or errno == ECONNREFUSED:
+                continue
+            return
+        deliver(w, flow, n)
+        if n < SLOTS:
+            return
+    if not flow.u.udp.queued:
+        flow.u.udp.queued = 1
+        worker_continue(w, flow)
+
+
+cdef void udp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
+    if events & EPOLLERR:
+        take_errors(w, flow)
+    if events & EPOLLIN:
+        drain(w, flow)
+
+
+cdef void udp_continue(Worker *w, Flow *flow) noexcept nogil:
+    flow.u.udp.queued = 0
+    drain(w, flow)
+
+
+cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
+    """Tell the guest what the network says about its datagrams (U1, U2, U3)."""
+    cdef Udp *u = udp(w)
+    cdef msghdr message
+    cdef cmsghdr *cmsg
+    cdef sock_extended_err *found
+    cdef iovec iov
+    cdef uint8_t[512] control
+    cdef addr_t reporter
+    cdef ssize_t n
+    cdef int i, error, value
+    cdef socklen_t size = sizeof(value)
+    for i in range(ERRORS):
+        memset(&message, 0, sizeof(message))
+        iov.iov_base = u.slots
+        iov.iov_len = 65536
+        message.msg_iov = &iov
+        message.msg_iovlen = 1
+        message.msg_control = control
+        message.msg_controllen = sizeof(control)
+        n = recvmsg(flow.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT)
+        if n < 0:
+            break
+        cmsg = CMSG_FIRSTHDR(&message)
+        while cmsg != NULL:
+            if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
+                    or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
+                found = <sock_extended_err *> CMSG_DATA(cmsg)
+                error = icmp_error_of(<int> found.ee_errno)
+                memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
+                if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
+                    sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
+                    if addr_is_unspecified(&reporter) or addr_equal(&reporter, &flow.target):
+                        memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
+                    else:
+                        translate_reporter(w, &reporter)
+                    # Time exceeded: RFC 792 type 11, RFC 4443 type 3
+                    if error == ICMP_HOST_UNREACHABLE and found.ee_type == (
+                            11 if found.ee_origin == SO_EE_ORIGIN_ICMP else 3):
+                        error = ICMP_TTL_EXCEEDED
+                tell_guest(w, flow, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, u.slots,
+                           <uint32_t> n)
+                break
+            cmsg = CMSG_NXTHDR(&message, cmsg)
+    # What the queue held is also the error of the next call: it was told
+    getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &value, &size)
+
+
+# Forwards
+
+
+cdef void take_early(Worker *w, Flow *flow, Listener *listener, int depth) noexcept nogil:
+    """Sort out what came between bind() and connect(): anybody's datagrams (U9)."""
+    cdef Udp *u = udp(w)
+    cdef addr_t peer
+    cdef uint16_t port
+    cdef int n, i
+    for i in range(SLOTS):
+        n = receive(w, flow.fd, 1, True)
+        if n <= 0:
+            return
+        port = sockaddr_read(&u.names[0], &peer)
+        if port == flow.target_port and addr_equal(&peer, &flow.target):
+            deliver(w, flow, 1)
+        elif listener != NULL and depth < DEPTH:
+            serve(w, listener, 0, depth + 1)
+        else:
+            count(w, C_DROP_UDP_INBOUND)
+
+
+cdef void asked_address(const msghdr *message, addr_t *out) noexcept nogil:
+    """Find the address that a datagram was sent to; unspecified when unknown."""
+    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(<msghdr *> message)
+    memset(out, 0, sizeof(addr_t))
+    while cmsg != NULL:
+        if cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_PKTINFO:
+            addr_from_v4(out, (<in_pktinfo *> CMSG_DATA(cmsg)).ipi_addr.s_addr)
+            return
+        if cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_PKTINFO:
+            memcpy(out, &(<in6_pktinfo *> CMSG_DATA(cmsg)).ipi6_addr, 16)
+            return
+        cmsg = CMSG_NXTHDR(<msghdr *> message, cmsg)
+
+
+cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, const addr_t *peer, uint16_t port,
+                          const addr_t *asked, uint32_t scope_id) noexcept nogil:
+    """A datagram on a forward from somebody new: a socket bound to the address it asked, connected to it (U4)."""
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef int one = 1
+    cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+        return NULL
+    memcpy(&flow.target, peer, sizeof(addr_t))
+    flow.target_port = port
+    flow.from_host = 1
+    flow.u.udp.ttl = TTL_DEFAULT
+    flow.fd = make_socket(w, peer)
+    if flow.fd >= 0:
+        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+        size = sockaddr_fill(&sa, asked, listener.port, scope_id)
+        if bind(flow.fd, &sa.sa, size) == 0:
+            size = sockaddr_fill(&sa, peer, port, scope_id)
+            if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
+                count(w, C_UDP_FLOWS)
+                flow.u.udp.last = w.now
+                timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
+                return flow
+    else:
+        flow.fd = -1
+    count(w, C_DROP_UDP_NO_SOCKET)
+    close_flow(w, flow)
+    return NULL
+
+
+cdef void serve(Worker *w, Listener *listener, int slot, int depth) noexcept nogil:
+    """Pass one datagram of a forward on, opening its flow if it is the first."""
+    cdef Udp *u = udp(w)
+    cdef FlowKey key
+    cdef addr_t peer, asked
+    cdef uint16_t port = sockaddr_read(&u.names[slot], &peer)
+    cdef uint32_t scope_id = listener.scope_id
+    cdef Flow *flow
+    cdef bint fresh = False
+    if addr_is_v4(&peer) == 0 and u.names[slot].sa.sa_family == AF_INET6 and u.names[slot].in6.sin6_scope_id:
+        scope_id = u.names[slot].in6.sin6_scope_id
+    memset(&key, 0, sizeof(key))
+    key.gport = listener.to
+    key.rport = port
+    key.protocol = PROTO_UDP
+    if port == 0 or translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0:
+        count(w, C_DROP_UDP_INBOUND)
+        return
+    flow = flow_find(w.flows, &key)
+    if flow == NULL:
+        asked_address(&u.messages[slot].msg_hdr, &asked)
+        if addr_is_unspecified(&asked) and not addr_is_unspecified(&listener.address):
+            memcpy(&asked, &listener.address, sizeof(addr_t))
+        if addr_is_unspecified(&asked) and addr_is_v4(&peer):
+            addr_from_v4(&asked, 0)
+        if addr_is_multicast(&asked):
+            count(w, C_DROP_UDP_INBOUND)
+            return
+        flow = open_from_host(w, listener, &key, &peer, port, &asked, scope_id)
+        if flow == NULL:
+            return
+        fresh = True
+    flow.u.udp.last = w.now
+    if flow.u.udp.to_guest < 1000:
+        flow.u.udp.to_guest += 1
+    deliver_one(w, &flow.key, u.slots + slot * SLOT, u.messages[slot].msg_len)
+    if fresh and slot == 0:
+        take_early(w, flow, listener, depth)
+
+
+cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
+    """One datagram at a time: most go to a flow's own socket, only the first of each comes here."""
+    cdef int i
+    for i in range(SLOTS):
+        if receive(w, listener.fd, 1, True) != 1:
+            return
+        serve(w, listener, 0, 0)
+
+
+cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil:
+    cdef UdpFlow *u = &flow.u.udp
+    cdef uint64_t idle = IDLE_NS
+    if flow.target_port == DNS and u.to_guest:
+        idle = DNS_NS
+    elif u.to_host > 2 and u.to_guest > 2:
+        idle = STREAM_NS
+    if w.now - u.last >= idle:
+        close_flow(w, flow)
+    else:
+        timer_arm(w.timers, w.flows, flow, u.last + idle)
