@@ -63,12 +63,15 @@ system: build packages ## system tests only
 	$(PYTEST) tests/system
 
 lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
-	ruff format --check .
-	ruff check .
-	[ -z "$(COMPILED)" ] || cython-lint $(COMPILED)
-	mypy --strict src/bucatini
-	codespell
-	$(PYTEST) -q -m lint tests/unit
+	@# All of them, whatever the first one says.
+	@failed=; check() { echo "$$*"; "$$@" || failed="$$failed $$1"; }; \
+	check ruff format --check .; \
+	check ruff check .; \
+	check cython-lint src/bucatini; \
+	check mypy --strict src/bucatini; \
+	check codespell; \
+	check $(PYTEST) -q -m lint tests/unit; \
+	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
 
 bench: build ## benchmarks
 	@echo "There are no benchmarks yet; docs/performance.md says what was measured and how."
