@@ -74,6 +74,7 @@ class Settings(NamedTuple):
     # Forwards: in the order given, empty for "none"
     tcp_ports: tuple[ForwardSpec, ...] = ()
     udp_ports: tuple[ForwardSpec, ...] = ()
+    udp_follows_tcp: bool = True  # no -u was given
 
     # Namespace
     ns_ifname: str | None = None

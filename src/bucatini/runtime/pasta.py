@@ -180,7 +180,8 @@ def forward_rules(settings: Settings) -> list[ForwardRule]:
     if not settings.no_tcp:
         result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
     if not settings.no_udp:
-        result += rules(settings.udp_ports, socket.IPPROTO_UDP, ephemeral)
+        follow = settings.udp_follows_tcp
+        result += rules(settings.tcp_ports if follow else settings.udp_ports, socket.IPPROTO_UDP, ephemeral, follow)
     return result
 
 

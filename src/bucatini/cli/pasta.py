@@ -1,0 +1,58 @@
+"""`pasta`: connect a network namespace, new or existing, to the network with no privilege."""
+
+import os
+import sys
+import time
+
+from bucatini.cli.getopt import GetoptError
+from bucatini.cli.options import parse
+from bucatini.errors import BucatiniError
+
+
+def main() -> int:
+    """Entry point of the command; the exit status."""
+    from bucatini.host import process
+
+    process.occupy_standard_descriptors()
+    process.close_inherited()
+    process.have_directory()
+    try:
+        parsed = parse(sys.argv[1:])
+    except GetoptError as error:
+        from bucatini.cli.usage import usage
+
+        sys.stderr.write(f"pasta: {error}\n{usage()}")
+        return 1
+    except BucatiniError as error:
+        sys.stderr.write(f"pasta: {error}\n")
+        return 1
+    if parsed.show:
+        from bucatini.cli import usage as texts
+
+        sys.stdout.write(texts.version() if parsed.show == "version" else texts.usage())
+        return 0
+    try:
+        from bucatini.runtime import log as logs
+        from bucatini.runtime.pasta import run
+    except ImportError as error:
+        if "bucatini.datapath" not in str(error.name):
+            raise
+        sys.stderr.write("pasta: the compiled packet path is missing: run 'make build'\n")
+        return 1
+    settings = parsed.settings
+    spawning = settings.target_pid is None and settings.netns is None
+    try:
+        log = logs.Log(
+            debug=settings.debug,
+            trace=settings.trace,
+            quiet=settings.quiet or (spawning and not settings.debug and settings.log_file is None),
+            path=settings.log_file,
+            size=settings.log_size,
+        )
+        status = run(settings, log, time.monotonic_ns)
+    except BucatiniError as error:
+        sys.stderr.write(f"pasta: {error}\n")
+        sys.stderr.flush()
+        status = 1
+    # Everything is written; what Python would do on its way out costs milliseconds
+    os._exit(status)
