@@ -120,7 +120,7 @@ def _copy(package: Path, python: str) -> Installation:
                 script.write_text(f"#!{environment}/bin/python\n{text}")
             else:
                 # LD_PRELOAD is for this process and what it runs, not for the setpriv before it.
-                inner = script.with_suffix(".py")
+                inner = script.with_name(f"{entry.name}-itself")
                 inner.write_text(text)
                 options = " ".join(f"{name}={value.format(logs=logs)}" for name, value in SANITIZER_OPTIONS.items())
                 script.write_text(
