@@ -181,7 +181,13 @@ def forward_rules(settings: Settings) -> list[ForwardRule]:
         result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
     if not settings.no_udp:
         follow = settings.udp_follows_tcp
-        result += rules(settings.tcp_ports if follow else settings.udp_ports, socket.IPPROTO_UDP, ephemeral, follow)
+        specs = settings.udp_ports
+        if follow:  # the TCP ports, untranslated
+            specs = tuple(
+                spec._replace(ranges=tuple(r._replace(to=r.first, to_address=None) for r in spec.ranges))
+                for spec in settings.tcp_ports
+            )
+        result += rules(specs, socket.IPPROTO_UDP, ephemeral, follow)
     return result
 
 
@@ -248,9 +254,11 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         identity = None
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
     capture = _open_capture(settings.pcap)
-    show = None
+    show: Callable[[bytes], str] | None = None
     if settings.trace:
-        from bucatini.wire.summary import summarise as show
+        from bucatini.wire.summary import summarise
+
+        show = summarise
     responder = Responder(ServiceConfig.from_plan(settings, plan), os.urandom)
     process.raise_descriptor_limit()
     background = process.Background()

@@ -1,0 +1,60 @@
+"""The slow path: a frame of the guest in, frames to the guest out. Which service it is for, and what it may cost.
+
+Every frame is hostile. A service raises `WireError` for what is malformed: the frame is dropped and counted here, and nothing
+goes further. A frame is answered by at most one frame, no longer than the link's smallest IPv6 MTU, or a DHCP message.
+"""
+
+from collections.abc import Callable
+
+from bucatini.errors import WireError
+from bucatini.services import arp, dhcp, dhcpv6
+from bucatini.services.config import ServiceConfig
+from bucatini.services.ndp import Ndp
+from bucatini.wire import ethernet
+
+__all__ = ["Responder", "ServiceConfig"]
+
+
+class Responder:
+    """The services of one guest."""
+
+    def __init__(self, config: ServiceConfig, random: Callable[[int], bytes]) -> None:
+        """`random(n)` returns n unpredictable bytes."""
+        self.config = config
+        self.ndp = Ndp(config, random)
+        self.counters = {"arp": 0, "ndp": 0, "dhcp": 0, "dhcpv6": 0, "malformed": 0, "ignored": 0}
+
+    def on_frame(self, frame: bytes, now: int) -> list[bytes]:
+        """Return the answer to a frame of the guest; never raises."""
+        try:
+            name, reply = self._dispatch(frame)
+        except WireError:
+            self.counters["malformed"] += 1
+            return []
+        self.counters[name if reply is not None else "ignored"] += 1
+        return [] if reply is None else [reply]
+
+    def _dispatch(self, data: bytes) -> tuple[str, bytes | None]:
+        config = self.config
+        frame = ethernet.Ethernet.parse(data)
+        if frame.src[0] & 1:
+            return "ignored", None
+        if frame.type == ethernet.ARP and config.v4:
+            return "arp", arp.answer(config, frame)
+        if frame.type == ethernet.IPV4 and config.v4 and config.dhcp:
+            return "dhcp", dhcp.answer(config, frame)
+        if frame.type == ethernet.IPV6 and config.v6:
+            # The next header tells neighbour discovery from DHCPv6
+            if len(frame.payload) > 6 and frame.payload[6] == 58:
+                return "ndp", self.ndp.answer(frame) if config.ndp else None
+            return "dhcpv6", dhcpv6.answer(config, frame) if config.dhcpv6 else None
+        return "ignored", None
+
+    def next_timeout(self) -> int | None:
+        """Return when `on_timeout` is to be called, ns, None: never."""
+        return self.ndp.next_timeout() if self.config.v6 and self.config.ndp else None
+
+    def on_timeout(self, now: int) -> list[bytes]:
+        """Return what is due without being asked."""
+        frame = self.ndp.on_timeout(now)
+        return [] if frame is None else [frame]
