@@ -7,7 +7,7 @@ def ones_complement_sum(data: bytes, initial: int = 0) -> int:
     """Return the sum of `data` as 16-bit words, folded, not inverted; an odd last byte counts as the upper half of a word."""
     if len(data) % 2:
         data += b"\0"
-    total = initial + sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = initial + sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

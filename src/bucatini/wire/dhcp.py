@@ -70,8 +70,8 @@ class Dhcp(NamedTuple):
                 _options(data[108:236], found)
             if overload in (b"\2", b"\3"):
                 _options(data[44:108], found)
-        fields = [data[at : at + 4] for at in (12, 16, 20, 24)]
-        return cls(op, xid, data[28:34], tuple(found.items()), flags, seconds, *fields, hops, bootp)
+        addresses = (data[12:16], data[16:20], data[20:24], data[24:28])
+        return cls(op, xid, data[28:34], tuple(found.items()), flags, seconds, *addresses, hops, bootp)
 
     def emit(self) -> bytes:
         """Return the message, at least 300 bytes; a value beyond 255 bytes is split (RFC 3396)."""

@@ -27,7 +27,7 @@ def encode_list(names: Iterable[str]) -> bytes:
 
 def decode(data: bytes, at: int = 0) -> tuple[str, int]:
     """Return the name at `at` and the offset behind it; compression is refused. Raises Truncated, Malformed."""
-    labels = []
+    labels: list[str] = []
     start = at
     while True:
         if at >= len(data):
