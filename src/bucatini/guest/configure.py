@@ -39,6 +39,9 @@ def configure(plan: Plan, settings: Settings) -> bytes:
         write_sysctl(f"ipv6/conf/{plan.ifname}/accept_dad", "0")
         write_sysctl(f"ipv6/conf/{plan.ifname}/dad_transmits", "0")
         if settings.config_net:
+            # An address of autoconfiguration beside the copied ones would be the source of answers that nobody asked it for
+            write_sysctl(f"ipv6/conf/{plan.ifname}/autoconf", "0")
+            write_sysctl(f"ipv6/conf/{plan.ifname}/accept_ra", "0")
             link.set_link(tap.ifindex, mtu=plan.mtu or None, name=plan.ifname)
             for family in (plan.v4, plan.v6):
                 if family is not None:

@@ -1,41 +1,56 @@
-"""ARP for IPv4 over Ethernet (RFC 826)."""
+"""ARP for IPv4 over Ethernet (RFC 826), with the terms of address conflict detection (RFC 5227).
+
+Any other combination of hardware and protocol is malformed here.
+"""
 
 import struct
-from typing import NamedTuple
+from socket import AF_INET, inet_ntop
+from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.wire.ethernet import mac_text
 
 LENGTH = 28  # bytes
-REQUEST = 1
+REQUEST = 1  # RFC 826, ares_op$REQUEST
 REPLY = 2
-_FIXED = struct.pack(">HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, their address lengths
+_FIXED = struct.pack("!HHBB", 1, 0x0800, 6, 4)  # Ethernet, IPv4, and the lengths of their addresses
 
 
 class Arp(NamedTuple):
-    """A message; addresses as bytes."""
+    """A request or a reply."""
 
     operation: int
-    sender_mac: bytes  # 6 bytes
-    sender: bytes  # 4 bytes
+    sender_mac: bytes
+    sender: bytes
     target_mac: bytes
     target: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> "Arp":
-        """Bytes behind the message (padding) are ignored. Raises Truncated, Malformed."""
+    def parse(cls, data: bytes) -> Self:
+        """Parse the payload of a frame; what is behind the message is padding."""
         if len(data) < LENGTH:
-            raise Truncated("ARP")
+            raise Truncated(f"ARP message of {len(data)} bytes")
         if data[:6] != _FIXED:
-            raise Malformed("ARP: not IPv4 over Ethernet")
-        return cls(struct.unpack_from(">H", data, 6)[0], data[8:14], data[14:18], data[18:24], data[24:28])
+            raise Malformed("ARP for something else than IPv4 over Ethernet")
+        return cls(*struct.unpack_from("!H6s4s6s4s", data, 6))
 
     def emit(self) -> bytes:
-        """Return the message, 28 bytes."""
-        body = self.sender_mac + self.sender + self.target_mac + self.target
-        return _FIXED + struct.pack(">H", self.operation) + body
+        return _FIXED + struct.pack("!H6s4s6s4s", *self)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the sender asks if an address is free (RFC 5227 §1.1)."""
+        return self.operation == REQUEST and self.sender == bytes(4)
+
+    @property
+    def is_announcement(self) -> bool:
+        """Whether the sender tells that it has the address (RFC 5227 §1.1)."""
+        return self.sender == self.target
 
     def __str__(self) -> str:
-        sender, target = (".".join(map(str, a)) for a in (self.sender, self.target))
+        sender, target = inet_ntop(AF_INET, self.sender), inet_ntop(AF_INET, self.target)
         if self.operation == REQUEST:
-            return f"ARP who-has {target} tell {sender}"
-        return f"ARP {sender} is-at {self.sender_mac.hex(':')}"
+            return f"ARP, request who-has {target} tell {sender}"
+        if self.operation == REPLY:
+            return f"ARP, reply {sender} is-at {mac_text(self.sender_mac)}"
+        return f"ARP, operation {self.operation}, {sender} to {target}"

@@ -1,65 +1,109 @@
-"""IPv4 packets (RFC 791)."""
+"""IPv4 packets (RFC 791): the header with its options and fragmentation fields, and what follows it.
+
+Options are kept as bytes: nobody here needs one. Reassembly is not the format's business.
+"""
 
 import struct
-from typing import NamedTuple
+from socket import AF_INET, inet_ntop
+from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.wire.checksum import checksum, ones_complement_sum
+from bucatini.wire import checksum
 
 HEADER = 20  # bytes, without options
-ICMP = 1
-TCP = 6
-UDP = 17
-DF = 0x4000
-MF = 0x2000
+BROADCAST = b"\xff" * 4  # RFC 919 §7, limited broadcast
+UNSPECIFIED = bytes(4)
+
+PROTOCOL_ICMP = 1  # IANA, protocol numbers; the same space as IPv6's next header
+PROTOCOL_TCP = 6
+PROTOCOL_UDP = 17
+PROTOCOL_ICMPV6 = 58
+
+_DONT_FRAGMENT = 0x4000  # RFC 791 §3.1
+_MORE_FRAGMENTS = 0x2000
+_OFFSET = 0x1FFF  # of 8 bytes
+
+
+def text(address: bytes) -> str:
+    """Return 4 bytes as 192.0.2.1."""
+    return inet_ntop(AF_INET, address)
 
 
 class IPv4(NamedTuple):
-    """A packet. `fragment`: flags and offset as on the wire."""
+    """A packet, which may be a fragment."""
 
-    src: bytes  # 4 bytes
+    src: bytes
     dst: bytes
     protocol: int
     payload: bytes
     ttl: int = 64
     tos: int = 0
-    id: int = 0
-    fragment: int = DF
-    options: bytes = b""  # a multiple of 4 bytes
+    identification: int = 0
+    dont_fragment: bool = False
+    more_fragments: bool = False
+    offset: int = 0  # of this fragment, bytes, a multiple of 8
+    options: bytes = b""  # a multiple of 4 bytes, at most 40
 
     @classmethod
-    def parse(cls, data: bytes) -> "IPv4":
-        """Bytes behind the total length are ignored. Raises Truncated, Malformed (also for a wrong checksum)."""
+    def parse(cls, data: bytes) -> Self:
+        """Parse a packet; what is behind its total length is the frame's padding. The header checksum is verified."""
         if len(data) < HEADER:
-            raise Truncated("IPv4 header")
-        first, tos, total, ident, fragment, ttl, protocol, _ = struct.unpack_from(">BBHHHBBH", data)
-        header = (first & 15) * 4
-        if first >> 4 != 4 or header < HEADER or total < header:
-            raise Malformed("IPv4 header")
-        if len(data) < total:
-            raise Truncated("IPv4 packet")
-        if ones_complement_sum(data[:header]) != 0xFFFF:
-            raise Malformed("IPv4 checksum")
-        options = data[HEADER:header]
-        return cls(data[12:16], data[16:20], protocol, data[header:total], ttl, tos, ident, fragment, options)
+            raise Truncated(f"IPv4 header of {len(data)} bytes")
+        vihl, tos, total, identification, fragment, ttl, protocol, _, src, dst = struct.unpack_from(
+            "!BBHHHBBH4s4s", data
+        )
+        if vihl >> 4 != 4:
+            raise Malformed(f"IP version {vihl >> 4} where IPv4 was announced")
+        header = (vihl & 0xF) * 4
+        if header < HEADER:
+            raise Malformed(f"IPv4 header length {header}")
+        if total < header:
+            raise Malformed(f"IPv4 total length {total} below the header's {header}")
+        if total > len(data):
+            raise Truncated(f"IPv4 total length {total} in {len(data)} bytes")
+        if checksum.internet(data[:header]):
+            raise Malformed("IPv4 header checksum")
+        return cls(
+            src,
+            dst,
+            protocol,
+            data[header:total],
+            ttl,
+            tos,
+            identification,
+            bool(fragment & _DONT_FRAGMENT),
+            bool(fragment & _MORE_FRAGMENTS),
+            (fragment & _OFFSET) * 8,
+            data[HEADER:header],
+        )
 
     def emit(self) -> bytes:
-        """Return the packet with its checksum."""
-        size = HEADER + len(self.options)
-        head = struct.pack(
-            ">BBHHHBBH",
-            0x40 | size // 4,
+        length = HEADER + len(self.options)
+        fragment = self.offset // 8
+        if self.dont_fragment:
+            fragment |= _DONT_FRAGMENT
+        if self.more_fragments:
+            fragment |= _MORE_FRAGMENTS
+        front = struct.pack(
+            "!BBHHHBB",
+            0x40 | length // 4,
             self.tos,
-            size + len(self.payload),
-            self.id,
-            self.fragment,
+            length + len(self.payload),
+            self.identification,
+            fragment,
             self.ttl,
             self.protocol,
-            0,
         )
-        head += self.src + self.dst + self.options
-        return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + self.payload
+        back = self.src + self.dst + self.options
+        return front + struct.pack("!H", checksum.internet(front + back)) + back + self.payload
+
+    @property
+    def is_fragment(self) -> bool:
+        return self.more_fragments or self.offset != 0
 
     def __str__(self) -> str:
-        src, dst = (".".join(map(str, a)) for a in (self.src, self.dst))
-        return f"IP {src} > {dst} proto {self.protocol} length {len(self.payload)}"
+        what = f"IP {text(self.src)} > {text(self.dst)}: protocol {self.protocol}, length {len(self.payload)}"
+        if self.is_fragment:
+            more = "+" if self.more_fragments else ""
+            what += f", frag (id {self.identification}, offset {self.offset}{more})"
+        return what

@@ -1,13 +1,13 @@
-"""UDP datagrams (RFC 768) between addresses of either IP version."""
+"""UDP datagrams (RFC 768), over IPv4 and IPv6."""
 
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.wire.checksum import checksum, ones_complement_sum, pseudo_header
+from bucatini.wire import checksum
+from bucatini.wire.ipv4 import PROTOCOL_UDP
 
 HEADER = 8  # bytes
-PROTOCOL = 17
 
 
 class Udp(NamedTuple):
@@ -18,30 +18,33 @@ class Udp(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes, dst: bytes, *, verify: bool = True) -> "Udp":
-        """Check against the addresses of the IP header; `verify` off: the checksum was left to offload.
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
+        """Parse a datagram; what is behind its length is padding.
 
-        Raises Truncated, Malformed.
+        Args:
+            src, dst: addresses of the packet. Without them the checksum is not verified: that of a frame whose checksum is
+                offloaded covers the pseudo header only.
         """
         if len(data) < HEADER:
-            raise Truncated("UDP header")
-        sport, dport, length, check = struct.unpack_from(">HHHH", data)
+            raise Truncated(f"UDP header of {len(data)} bytes")
+        sport, dport, length, sum_ = struct.unpack_from("!HHHH", data)
         if length < HEADER:
-            raise Malformed("UDP length")
-        if len(data) < length:
-            raise Truncated("UDP datagram")
-        data = data[:length]
-        if verify and (check or len(src) == 16):
-            if ones_complement_sum(pseudo_header(src, dst, PROTOCOL, length) + data) != 0xFFFF:
+            raise Malformed(f"UDP length {length}")
+        if length > len(data):
+            raise Truncated(f"UDP length {length} in {len(data)} bytes")
+        if src:
+            # RFC 768: 0 is no checksum; over IPv6 there must be one (RFC 8200 §8.1)
+            if sum_ == 0 and len(src) == 16:
+                raise Malformed("UDP over IPv6 without a checksum")
+            if sum_ and checksum.transport(src, dst, PROTOCOL_UDP, data[:length]):
                 raise Malformed("UDP checksum")
-        return cls(sport, dport, data[HEADER:])
+        return cls(sport, dport, data[HEADER:length])
 
     def emit(self, src: bytes, dst: bytes) -> bytes:
-        """Return the datagram with its checksum for these addresses."""
-        length = HEADER + len(self.payload)
-        head = struct.pack(">HHHH", self.sport, self.dport, length, 0)
-        value = checksum(pseudo_header(src, dst, PROTOCOL, length) + head + self.payload) or 0xFFFF
-        return head[:6] + struct.pack(">H", value) + self.payload
+        """Return the datagram with its checksum; the addresses are those of the packet."""
+        header = struct.pack("!HHH", self.sport, self.dport, HEADER + len(self.payload))
+        sum_ = checksum.transport(src, dst, PROTOCOL_UDP, header + b"\0\0" + self.payload)
+        return header + struct.pack("!H", sum_ or 0xFFFF) + self.payload
 
     def __str__(self) -> str:
-        return f"UDP {self.sport} > {self.dport} length {len(self.payload)}"
+        return f"UDP {self.sport} > {self.dport}, length {len(self.payload)}"
