@@ -145,17 +145,25 @@ def pasta_command() -> list[str]:
 def _run(servers: Servers, shell: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="bucatini-demo-") as directory:
         # The guest's first act is to write into this: it is the moment from which the network can be used.
+        # As root it is somebody else's: pasta becomes nobody before it makes the namespace.
+        os.chmod(directory, 0o711)
         ready = os.path.join(directory, "ready")
         os.mkfifo(ready)
+        os.chmod(ready, 0o622)
         descriptor = os.open(ready, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         times = os.path.join(directory, "time")
         guest = [sys.executable, "-m", "bucatini.cli.demo_guest"]
         ports = [str(servers.page), str(servers.source), str(servers.sink)]
         script = 'echo > "$1"; shift; exec "$@"'
         command = ["sh", "-c", script, "sh", ready, *guest, times, *ports, "shell" if shell else "leave"]
+        options = []
+        if os.geteuid() == 0 and not (_open_to_all(sys.executable) and _open_to_all(__file__)):
+            print("(This copy of Bucatini is closed to other users, so pasta stays root instead of becoming nobody.)\n")
+            options = ["--runas", "0"]
+        sys.stdout.flush()
         start = time.monotonic()
         try:
-            process = subprocess.Popen([*pasta_command(), "--config-net", "--quiet", "--", *command])
+            process = subprocess.Popen([*pasta_command(), *options, "--config-net", "--quiet", "--", *command])
         except OSError as error:
             raise HostError("start pasta", error.errno or 0) from error
         try:
@@ -163,6 +171,7 @@ def _run(servers: Servers, shell: bool) -> int:
                 # Renamed into place, so that it is complete when the guest sees it.
                 with open(f"{times}.new", "w") as file:
                     file.write(f"{time.monotonic() - start}\n")
+                os.chmod(f"{times}.new", 0o644)
                 os.rename(f"{times}.new", times)
             status = process.wait()
         finally:
@@ -178,6 +187,19 @@ def _run(servers: Servers, shell: bool) -> int:
         return 1
     print("\nThat was the last process of the namespace: it is gone, and nothing is left of it.")
     return 0
+
+
+def _open_to_all(path: str) -> bool:
+    """Whether everybody may read a file and pass the directories above it, those of links included."""
+    for file in {os.path.abspath(path), os.path.realpath(path)}:
+        if not os.stat(file).st_mode & 0o004:
+            return False
+        above = os.path.dirname(file)
+        while above != "/":
+            if not os.stat(above).st_mode & 0o001:
+                return False
+            above = os.path.dirname(above)
+    return True
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", descriptor: int) -> bool:

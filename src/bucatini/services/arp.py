@@ -18,4 +18,4 @@ def answer(config: ServiceConfig, frame: ethernet.Ethernet) -> bytes | None:
     if message.target == bytes(4) or message.target[0] >= 224 or message.target[0] == 127:
         return None
     reply = arp.Arp(arp.REPLY, config.mac, message.target, message.sender_mac, message.sender)
-    return ethernet.Ethernet(message.sender_mac, config.mac, ethernet.ARP, reply.emit()).emit()
+    return ethernet.Ethernet(message.sender_mac, config.mac, ethernet.ETHERTYPE_ARP, reply.emit()).emit()

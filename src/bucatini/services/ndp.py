@@ -4,19 +4,18 @@ Router advertisements answer solicitations, and go out unasked: soon after start
 before the default route's lifetime of `LIFETIME` seconds ends (D6). Time is a parameter, jitter comes from `random`.
 """
 
-import struct
 from collections.abc import Callable
 
 from bucatini.services.config import ServiceConfig
-from bucatini.wire import domain, ethernet, icmpv6, ipv6
+from bucatini.wire import domain, ethernet, icmp, ipv4, ipv6, ndp
 
 SECOND_NS = 1_000_000_000
 LIFETIME = 65535  # seconds: the field's most
 INTERVAL_NS = 600 * SECOND_NS  # MaxRtrAdvInterval, RFC 4861 §6.2.1
 FIRST_NS = 1 * SECOND_NS
-DNS_LIFETIME = 0xFFFFFFFF
+ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")  # RFC 4291 §2.7.1
+HOP_LIMIT = 255  # RFC 4861 §6.1, §7.1
 SIZE_MAX = 1280 - ipv6.HEADER  # bytes of one advertisement
-SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291 §2.7.1
 
 
 class Ndp:
@@ -32,53 +31,46 @@ class Ndp:
     def answer(self, frame: ethernet.Ethernet) -> bytes | None:
         """Return the reply to a message, or None. Raises WireError."""
         packet = ipv6.IPv6.parse(frame.payload)
-        if packet.hop_limit != icmpv6.HOP_LIMIT or packet.next_header != icmpv6.PROTOCOL:
+        if packet.hop_limit != HOP_LIMIT or packet.next_header != ipv4.PROTOCOL_ICMPV6:
             return None
-        message = icmpv6.Message.parse(packet.payload, packet.src, packet.dst)
-        if message.code != 0:
-            return None
-        if message.type == icmpv6.NEIGHBOUR_SOLICITATION:
-            return self._neighbour(frame, packet, icmpv6.Neighbour.parse(message.body))
-        if message.type == icmpv6.ROUTER_SOLICITATION and self.config.ra:
-            if len(message.body) >= 4:
-                icmpv6.parse_options(message.body[4:])
-            dst = packet.src if any(packet.src) else ipv6.ALL_NODES
+        message = icmp.Icmp.parse(packet.payload, packet.src, packet.dst)
+        if message.type == ndp.NEIGHBOR_SOLICITATION:
+            return self._neighbour(frame, packet, ndp.NeighborSolicitation.parse(message))
+        if message.type == ndp.ROUTER_SOLICITATION and self.config.ra:
+            ndp.RouterSolicitation.parse(message)
+            dst = packet.src if any(packet.src) else ALL_NODES
             return self._advertisement(frame.src, dst)
         return None
 
-    def _neighbour(self, frame: ethernet.Ethernet, packet: ipv6.IPv6, asked: icmpv6.Neighbour) -> bytes | None:
+    def _neighbour(self, frame: ethernet.Ethernet, packet: ipv6.IPv6, asked: ndp.NeighborSolicitation) -> bytes | None:
         """Answer a solicitation: never one of duplicate address detection (RFC 4862 §5.4), never about the guest."""
         if not any(packet.src) or asked.target in (self.config.address6, packet.src):
             return None
-        options = (icmpv6.NdOption(icmpv6.TARGET_LINK_LAYER, self.config.mac),)
-        flags = icmpv6.FLAG_ROUTER | icmpv6.FLAG_SOLICITED | icmpv6.FLAG_OVERRIDE
-        body = icmpv6.Neighbour(flags, asked.target, options).emit()
-        return self._emit(icmpv6.NEIGHBOUR_ADVERTISEMENT, body, asked.target, packet.src, frame.src)
+        options = (ndp.LinkLayerAddress(ndp.OPTION_TARGET_LINK_LAYER, self.config.mac),)
+        message = ndp.NeighborAdvertisement(asked.target, router=True, solicited=True, override=True, options=options)
+        return self._emit(message.emit(), asked.target, packet.src, frame.src)
 
-    def _emit(self, kind: int, body: bytes, src: bytes, dst: bytes, mac: bytes) -> bytes:
-        payload = icmpv6.Message(kind, 0, body).emit(src, dst)
-        packet = ipv6.IPv6(src, dst, icmpv6.PROTOCOL, payload, icmpv6.HOP_LIMIT).emit()
-        return ethernet.Ethernet(mac, self.config.mac, ethernet.IPV6, packet).emit()
+    def _emit(self, message: icmp.Icmp, src: bytes, dst: bytes, mac: bytes) -> bytes:
+        packet = ipv6.IPv6(src, dst, ipv4.PROTOCOL_ICMPV6, message.emit(src, dst), HOP_LIMIT).emit()
+        return ethernet.Ethernet(mac, self.config.mac, ethernet.ETHERTYPE_IPV6, packet).emit()
 
     def _advertisement(self, mac: bytes, dst: bytes) -> bytes:
         config = self.config
-        options = [icmpv6.NdOption(icmpv6.SOURCE_LINK_LAYER, config.mac)]
+        options: list[ndp.Option] = [ndp.LinkLayerAddress(ndp.OPTION_SOURCE_LINK_LAYER, config.mac)]
         if config.mtu >= 1280:
-            options.append(icmpv6.NdOption(icmpv6.MTU, struct.pack(">HI", 0, config.mtu)))
+            options.append(ndp.Mtu(config.mtu))
         if config.address6:
             # Autoconfiguration needs 64 bits (RFC 4862 §5.5.3); other prefixes are only on link
             prefix = _network(config.address6, config.prefix6)
-            options.append(icmpv6.prefix_option(prefix, config.prefix6))
+            options.append(ndp.PrefixInformation(prefix, config.prefix6, on_link=True, autonomous=True))
         if config.dns6:
-            value = struct.pack(">HI", 0, DNS_LIFETIME) + b"".join(config.dns6[:8])
-            options.append(icmpv6.NdOption(icmpv6.RDNSS, value))
+            options.append(ndp.Rdnss(ndp.INFINITE, config.dns6[:8]))
         if config.search:
-            names = _fitting(config.search, SIZE_MAX - 16 - sum(len(option.emit()) for option in options) - 16)
+            names = _fitting(config.search, SIZE_MAX - 32 - sum(len(option.emit()) for option in options))
             if names:
-                value = struct.pack(">HI", 0, DNS_LIFETIME) + names
-                options.append(icmpv6.NdOption(icmpv6.DNSSL, value))
-        body = icmpv6.RouterAdvertisement(LIFETIME, options=tuple(options)).emit()
-        return self._emit(icmpv6.ROUTER_ADVERTISEMENT, body, config.ours6, dst, mac)
+                options.append(ndp.Dnssl(ndp.INFINITE, names))
+        message = ndp.RouterAdvertisement(64, managed=False, other=False, lifetime=LIFETIME, options=tuple(options))
+        return self._emit(message.emit(), config.ours6, dst, mac)
 
     def next_timeout(self) -> int | None:
         """Return when the next unasked advertisement is due, ns; 0 before the first call of `on_timeout`."""
@@ -99,7 +91,7 @@ class Ndp:
         # Between a third and all of the interval (RFC 4861 §6.2.4)
         jitter = int.from_bytes(self.random(4), "big") % (INTERVAL_NS * 2 // 3)
         self.next_at = now + INTERVAL_NS // 3 + jitter
-        return self._advertisement(self.guest_mac, ipv6.ALL_NODES)
+        return self._advertisement(self.guest_mac, ALL_NODES)
 
 
 def _network(address: bytes, bits: int) -> bytes:
@@ -108,12 +100,12 @@ def _network(address: bytes, bits: int) -> bytes:
     return value.to_bytes(16, "big")
 
 
-def _fitting(names: tuple[str, ...], limit: int) -> bytes:
-    """Return as many encoded names as fit."""
-    out = b""
+def _fitting(names: tuple[str, ...], limit: int) -> tuple[str, ...]:
+    """Return as many names as fit in `limit` bytes."""
+    fitting: list[str] = []
     for name in names:
-        raw = domain.encode(name)
-        if len(out) + len(raw) > limit:
+        limit -= len(domain.emit(name))
+        if limit < 0:
             break
-        out += raw
-    return out
+        fitting.append(name)
+    return tuple(fitting)

@@ -39,11 +39,11 @@ class Responder:
         frame = ethernet.Ethernet.parse(data)
         if frame.src[0] & 1:
             return "ignored", None
-        if frame.type == ethernet.ARP and config.v4:
+        if frame.ethertype == ethernet.ETHERTYPE_ARP and config.v4:
             return "arp", arp.answer(config, frame)
-        if frame.type == ethernet.IPV4 and config.v4 and config.dhcp:
+        if frame.ethertype == ethernet.ETHERTYPE_IPV4 and config.v4 and config.dhcp:
             return "dhcp", dhcp.answer(config, frame)
-        if frame.type == ethernet.IPV6 and config.v6:
+        if frame.ethertype == ethernet.ETHERTYPE_IPV6 and config.v6:
             # The next header tells neighbour discovery from DHCPv6
             if len(frame.payload) > 6 and frame.payload[6] == 58:
                 return "ndp", self.ndp.answer(frame) if config.ndp else None

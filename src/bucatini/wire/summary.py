@@ -19,15 +19,15 @@ def summarise(frame: bytes) -> str:
     """Return a line about a frame; never raises."""
     try:
         outer = ethernet.Ethernet.parse(frame)
-        if outer.type == ethernet.ARP:
+        if outer.ethertype == ethernet.ETHERTYPE_ARP:
             return str(arp.Arp.parse(outer.payload))
-        if outer.type == ethernet.IPV4:
+        if outer.ethertype == ethernet.ETHERTYPE_IPV4:
             four = ipv4.IPv4.parse(outer.payload)
             src, dst = (socket.inet_ntop(socket.AF_INET, a) for a in (four.src, four.dst))
-            if four.fragment & 0x3FFF:
-                return f"{four} fragment {(four.fragment & 0x1FFF) * 8}{'+' if four.fragment & ipv4.MF else ''}"
+            if four.is_fragment:
+                return str(four)
             return _above("IP", src, dst, four.protocol, four.payload)
-        if outer.type == ethernet.IPV6:
+        if outer.ethertype == ethernet.ETHERTYPE_IPV6:
             six = ipv6.IPv6.parse(outer.payload)
             src, dst = (socket.inet_ntop(socket.AF_INET6, a) for a in (six.src, six.dst))
             return _above("IP6", src, dst, six.next_header, six.payload)
