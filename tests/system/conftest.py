@@ -106,10 +106,10 @@ def _processes(mark: str) -> dict[int, str]:
 
 
 def _namespaces() -> set[str]:
-    """Names and mounts of network namespaces."""
+    """Names and mounts of network namespaces that this session has made; another one may run beside it."""
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - nsfs " in line}
     names = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
-    return {name for name in mounts | names if "bucatini-" in name}
+    return {name for name in mounts | names if f"bucatini-{os.getpid()}-" in name}
 
 
 @pytest.fixture

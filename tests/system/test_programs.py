@@ -37,10 +37,22 @@ def test_iperf3(pasta: Pasta, version: int, direction: str) -> None:
 def test_iperf3_with_datagrams(pasta: Pasta, version: int, reverse: bool) -> None:
     need("iperf3", "iperf3")
     pasta.topology.server.start("iperf3", "--server", "--one-off", "--bind", SERVER[version], tcp=5201)
-    command = ["iperf3", "--client", SERVER[version], "--udp", "--bitrate", "20M", "--time", "1", "--json"]
+    command = [
+        "iperf3",
+        "--client",
+        SERVER[version],
+        "--udp",
+        "--length",
+        "1400",
+        "--bitrate",
+        "20M",
+        "--time",
+        "1",
+        "--json",
+    ]
     result = json.loads(pasta.run("-q", "--config-net", command=[*command, *(["--reverse"] if reverse else [])]).stdout)
     assert "error" not in result
-    assert result["end"]["sum"]["packets"] > 50
+    assert result["end"]["sum"]["packets"] > 1000
     assert result["end"]["sum"]["lost_percent"] < 5
 
 

@@ -146,10 +146,10 @@ def _run(servers: Servers, shell: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="bucatini-demo-") as directory:
         # The guest's first act is to write into this: it is the moment from which the network can be used.
         # As root it is somebody else's: pasta becomes nobody before it makes the namespace.
-        os.chmod(directory, 0o711)
+        os.chmod(directory, 0o711)  # noqa: S103
         ready = os.path.join(directory, "ready")
         os.mkfifo(ready)
-        os.chmod(ready, 0o622)
+        os.chmod(ready, 0o622)  # noqa: S103
         descriptor = os.open(ready, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         times = os.path.join(directory, "time")
         guest = [sys.executable, "-m", "bucatini.cli.demo_guest"]
