@@ -187,4 +187,8 @@ def _shell(network: Network, port: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; flushing the rest at exit would fail again.
+        os._exit(1)
