@@ -196,10 +196,12 @@ cdef class DataPath:
         f.enabled = True
 
     def guest_mac(self, bytes mac):
-        """Tell the guest's MAC address before it has spoken."""
+        """Tell the guest's MAC address before it has spoken, and with it its link-local address (RFC 4291 appendix A)."""
         if len(mac) != 6:
             raise ValueError("mac")
         memcpy(self.w.guest_mac, <const char *> mac, 6)
+        parse_address(&self.w.v6.guest_linklocal,
+                      b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:])
 
     def open_tap(self, int fd, int features):
         """Attach the tap `fd`; `features`: FEATURE_TSO | FEATURE_USO as its kernel accepted them."""
