@@ -94,7 +94,9 @@ coverage: build ## line coverage of the unit tests, compiled modules included: b
 	$(PY) -m coverage html --quiet --directory build/coverage/html
 
 man: build ## docs/man/*.1, from the option table
-	$(PY) -m bucatini.cli.manpage
+	mkdir -p docs/man
+	$(PY) -m bucatini.cli.manpage docs/man/pasta.1
+	! LC_ALL=C.UTF-8 man --warnings -l -Tutf8 -Z docs/man/pasta.1 2>&1 >/dev/null | grep .
 
 clean: ## everything that can be made again
 	rm -rf build dist src/*.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

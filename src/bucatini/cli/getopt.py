@@ -79,7 +79,7 @@ def _find(table: list[Spec], name: str, word: str) -> Spec:
         if spec.long.startswith(name):
             matches.append(spec)
     if not matches:
-        raise GetoptError(f"unrecognized option '--{name}'")
+        raise GetoptError(f"unrecognized option '{word}'")
     if len(matches) > 1:
         possible = " ".join(f"'--{spec.long}'" for spec in matches)
         raise GetoptError(f"option '{word}' is ambiguous; possibilities: {possible}")
