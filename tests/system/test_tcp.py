@@ -288,10 +288,15 @@ def test_T16_keep_alives_of_the_guest_are_answered(pasta: Pasta, version: int) -
 def test_T17_the_socket_on_the_host_has_keep_alive(pasta: Pasta, version: int) -> None:
     server = pasta.topology.server.serve_tcp(SERVER[version], echo)
     with pasta.guest("--config-net").connect(SERVER[version], server.port) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
         connection.sendall(b"x")
         assert connection.recv(1) == b"x"
-        shown = pasta.topology.host.run("ss", "-Htno", "state", "established", f"dport = :{server.port}").stdout
-        assert "timer:(keepalive," in shown
+        command = ("ss", "-Htno", "state", "established", f"dport = :{server.port}")
+        deadline = time.monotonic() + 10
+        while "timer:(keepalive," not in pasta.topology.host.run(*command).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @both_versions

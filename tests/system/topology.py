@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,13 +140,29 @@ class Guest(Namespace):
         self.pid = pid  # of pasta
         self.process = process  # its end is the end of the namespace
         self.holder = holder  # a process inside
+        self.output: list[str] = []  # lines, of pasta in the foreground
+        self._reader: threading.Thread | None = None
+
+    def collect(self) -> None:
+        """Read what pasta prints from now on, so that it never waits for a reader."""
+        stream = self.process.stdout
+        assert stream is not None
+        self._reader = threading.Thread(target=lambda: self.output.extend(stream), daemon=True)
+        self._reader.start()
 
     def finish(self) -> int:
         """Let the guest's command end; the exit status of `process`."""
         self.close()
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.process.wait(DEADLINE)
+        status = self.process.wait(DEADLINE)
+        self.join_reader()
+        return status
+
+    def join_reader(self) -> None:
+        """Wait for the end of the output."""
+        if self._reader is not None:
+            self._reader.join(DEADLINE)
 
 
 class Daemon(NamedTuple):
@@ -227,7 +244,9 @@ class Pasta:
             process.wait(timeout)
             message = f"pasta {' '.join(options)}: exit status {process.returncode}\n{output}"
             raise AssertionError(message)
-        guest = Guest(self, _pasta_among(process.pid), process, _process_in(line.strip()))
+        # ip and setpriv have become pasta: it is the process that was started.
+        guest = Guest(self, process.pid, process, _process_in(line.strip()))
+        guest.collect()
         self._guests.append(guest)
         return guest
 
@@ -270,6 +289,10 @@ class Pasta:
                 process.wait(5)
             except subprocess.TimeoutExpired:
                 process.terminate()
+                process.wait(5)
+        for guest in self._guests:
+            guest.join_reader()
+        for process in self._running:
             end(process)
         for pid in self._daemons:
             if alive(pid):
@@ -289,11 +312,6 @@ def _process_in(namespace: str) -> int:
                 continue
     assert found, f"no process in {namespace}"
     return max(found)
-
-
-def _pasta_among(pid: int) -> int:
-    """The program itself: ip and setpriv have become it, so it is the process that was started."""
-    return pid
 
 
 def elapsed(function: Any, *arguments: Any, **options: Any) -> tuple[Any, float]:

@@ -45,7 +45,8 @@ def main() -> int:
         log = logs.Log(
             debug=settings.debug,
             trace=settings.trace,
-            quiet=settings.quiet or (spawning and not settings.debug and settings.log_file is None),
+            # Around a command, only what was asked for
+            quiet=settings.quiet or (spawning and not (settings.debug or settings.log_file or settings.stats)),
             path=settings.log_file,
             size=settings.log_size,
         )

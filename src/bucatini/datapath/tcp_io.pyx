@@ -416,8 +416,10 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
             share -= 1
-            if n < room and not t.hangup:
+            if n < room and not t.hangup and not t.broken:
                 t.readable = 0  # drained: the next byte makes an edge
+        elif n == 0 and t.broken:
+            t.readable = 0
         elif n == 0:
             t.readable = 0
             tcp_host_eof(c, w.now, &a)
@@ -794,6 +796,7 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
         getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
             # What came before the reset is still there to be read
+            t.broken = 1
             pump(w, flow)
             if flow.kind == FLOW_TCP and flow.fd >= 0:
                 reset_by_host(w, flow)

@@ -100,7 +100,7 @@ class Log:
                 stamp = time.strftime("%b %e %H:%M:%S")  # RFC 3164 §4.1.2
                 priority = FACILITY | min(level, DEBUG)
                 self.syslog.send(f"<{priority}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace"))
-            elif self.stderr:
+            elif self.stderr and (self.fd < 0 or level <= WARNING):
                 sys.stderr.write(f"{self.name}: {text}\n" if level <= WARNING else f"{text}\n")
                 sys.stderr.flush()
         except (OSError, ValueError):

@@ -173,6 +173,28 @@ def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: 
     path.set_slow_path(instance)
 
 
+def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:
+    """Log what was made."""
+    log.info(
+        f"interface {plan.ifname} in the namespace, MAC address {guest.mac.hex(':')}, MTU {plan.mtu or 'as it is'}"
+    )
+    for name, family in (("IPv4", plan.v4), ("IPv6", plan.v6)):
+        if family is None:
+            log.info(f"{name}: off")
+            continue
+        address = "no address" if family.address is None else f"address {family.address}/{family.prefix}"
+        loopback = f", {family.map_host_loopback} is the host's loopback" if family.map_host_loopback else ""
+        log.info(f"{name}: {address}, gateway {family.gateway}{loopback}")
+        if family.dns_forward and family.dns_host:
+            log.info(f"DNS: {family.dns_forward} is {family.dns_host}")
+    if bound:
+        log.info(f"forwards: {len(bound)} sockets bound")
+    for entry in bound if len(bound) < 64 else ():
+        name = "TCP" if entry.protocol == socket.IPPROTO_TCP else "UDP"
+        log.debug(f"forward: {name} port {entry.port} to {entry.to}")
+    log.debug(f"offloads of the tap: TSO {guest.tso}, USO {guest.uso}; our MAC address {plan.our_mac.hex(':')}")
+
+
 def forward_rules(settings: Settings) -> list[ForwardRule]:
     """Return the rules of -t and -u."""
     ephemeral = process.ephemeral_range()
@@ -277,6 +299,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     )
     if identity is not None:
         process.become(identity.uid, identity.gid)
+    describe(plan, guest, bound, log)
     instance = Instance(settings, plan, guest, responder, log)
     instance.watch = watch
     if watch is not None and watch.poll_ns:
