@@ -222,15 +222,20 @@ class NamedNamespace(Namespace):
         self.run("ip", "-batch", "-", input="\n".join(lines) + "\n")
 
 
+def stop(process: "subprocess.Popen[str]") -> None:
+    """SIGTERM, after five seconds SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def end(process: "subprocess.Popen[str]") -> None:
-    """SIGTERM, after five seconds SIGKILL; closes the pipes."""
+    """Stop a process if it still runs, and close its pipes."""
     if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             stream.close()

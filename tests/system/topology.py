@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from system.installation import Installation
-from system.namespaces import DEADLINE, NamedNamespace, Namespace, alive, end, wait_until
+from system.namespaces import DEADLINE, NamedNamespace, Namespace, alive, end, stop, wait_until
 from system.users import User
 
 HOST4, HOST6 = "192.0.2.2", "2001:db8::2"
@@ -288,8 +288,7 @@ class Pasta:
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait(5)
+                stop(process)
         for guest in self._guests:
             guest.join_reader()
         for process in self._running:
