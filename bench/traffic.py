@@ -52,7 +52,7 @@ def serve(role: str, port: int, size: int, seconds: float) -> None:
         _, source = sock.recvfrom(65536)
         sock.settimeout(None)
         set_timeout(sock, 0.5)
-        print(json.dumps(dict(zip(("count", "bytes"), load.udp_sink(sock.fileno(), seconds)))), flush=True)
+        print(json.dumps(dict(zip(("count", "bytes"), load.udp_sink(sock.fileno(), seconds), strict=True))), flush=True)
     elif role == "blast":
         _, source = sock.recvfrom(65536)
         sock.connect(source)

@@ -1,7 +1,7 @@
 """Command lines as glibc's getopt_long(3) reads them, with "+": options end at the first operand.
 
-The standard library's module knows neither the messages that integrators look for nor how to stop at an operand and still
-accept abbreviations; it also imports gettext, which a start cannot afford.
+The standard library's module knows neither the messages that integrators look for nor how to stop at an operand and
+still accept abbreviations; it also imports gettext, which a start cannot afford.
 """
 
 from collections.abc import Iterable, Iterator

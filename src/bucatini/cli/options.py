@@ -1,8 +1,8 @@
 """The one table of options: parser, --help and man page are made from it.
 
-Each record says how an option is written, what it means in a line, and how its value is checked and kept. Values are collected
-under the field names of `Settings`; `parse` then checks what only shows when all are known. Bad input raises `UsageError` with
-one line that names option and value.
+Each record says how an option is written, what it means in a line, and how its value is checked and kept. Values are
+collected under the field names of `Settings`; `parse` then checks what only shows when all are known. Bad input
+raises `UsageError` with one line that names option and value.
 """
 
 import socket

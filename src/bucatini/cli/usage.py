@@ -3,7 +3,10 @@
 from bucatini import __version__
 from bucatini.cli.options import OPTIONS
 
-SYNOPSIS = "Usage: pasta [OPTION]... [COMMAND] [ARGUMENT]...\n       pasta [OPTION]... PID\n       pasta [OPTION]... --netns [PATH|NAME]\n"
+SYNOPSIS = """Usage: pasta [OPTION]... [COMMAND] [ARGUMENT]...
+       pasta [OPTION]... PID
+       pasta [OPTION]... --netns [PATH|NAME]
+"""
 
 
 def usage() -> str:

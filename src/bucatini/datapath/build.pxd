@@ -10,8 +10,9 @@ from bucatini.datapath.worker cimport Worker
 # Ethernet and IP header from `src` to `dst` at `out`; `l4_length` bytes follow. Returns their size (34 or 54).
 cdef uint32_t build_ip(Worker *w, uint8_t *out, const addr_t *src, const addr_t *dst, uint8_t protocol,
                        uint32_t l4_length, uint8_t ttl) noexcept nogil
-# UDP header with a partial checksum (`vnet` says so) for a run of datagrams of `size` bytes each (one: gso_size 0), `total` in all,
-# from key.remote to key.guest. Everything up to the payload; returns the offset of the payload (42 or 62).
+# UDP header with a partial checksum (`vnet` says so) for a run of datagrams of `size` bytes each (one: gso_size 0),
+# `total` in all, from key.remote to key.guest.
+# Everything up to the payload; returns the offset of the payload (42 or 62).
 cdef uint32_t build_udp(Worker *w, uint8_t *out, const FlowKey *key, uint32_t size, uint32_t total,
                         vnet_hdr *vnet) noexcept nogil
 # TCP header likewise, without options: `length` bytes of payload follow. Returns the offset of the payload (54 or 74).

@@ -9,10 +9,11 @@ from libc.string cimport memcpy, memset
 
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold, checksum_pseudo
 from bucatini.datapath.counters cimport C_ICMP_SENT
-from bucatini.datapath.headers cimport (ETH_HLEN, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6,
-                                        PROTO_TCP, PROTO_UDP, TCP_HLEN, UDP_HLEN, VNET_GSO_NONE, VNET_GSO_TCPV4, VNET_GSO_TCPV6,
-                                        VNET_GSO_UDP_L4, VNET_NEEDS_CSUM, addr_is_v4, eth_hdr, htonl, htons, icmp_hdr,
-                                        ipv4_hdr, ipv6_hdr, tcp_hdr, udp_hdr)
+from bucatini.datapath.headers cimport (
+    ETH_HLEN, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP,
+    PROTO_UDP, TCP_HLEN, UDP_HLEN, VNET_GSO_NONE, VNET_GSO_TCPV4, VNET_GSO_TCPV6, VNET_GSO_UDP_L4,
+    VNET_NEEDS_CSUM, addr_is_v4, eth_hdr, htonl, htons, icmp_hdr, ipv4_hdr, ipv6_hdr, tcp_hdr, udp_hdr,
+)
 from bucatini.datapath.link cimport Link
 from bucatini.datapath.worker cimport count
 

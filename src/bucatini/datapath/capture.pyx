@@ -8,13 +8,15 @@ The trace takes the GIL for each frame: it is for looking, not for speed.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold
-from bucatini.datapath.headers cimport FRAME_MAX, VNET_NEEDS_CSUM, vnet_hdr
+from bucatini.datapath.headers cimport VNET_NEEDS_CSUM, vnet_hdr
 from bucatini.datapath.link cimport LINK_ROOM, Frame
-from bucatini.datapath.syscalls cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, iovec,
-                                         mmap, munmap, timespec, write)
+from bucatini.datapath.syscalls cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, iovec, mmap, munmap, timespec,
+    write,
+)
 
 
 cdef extern from "<errno.h>" nogil:

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from bucatini.datapath.headers cimport addr_t
 
-# Ones' complement sum over `size` bytes, any alignment, continuing `sum`; not folded. Network order in, network order out.
+# Ones' complement sum over `size` bytes, any alignment, continuing `sum`; not folded. Network order in and out.
 cdef uint64_t checksum_add(uint64_t sum, const uint8_t *data, size_t size) noexcept nogil
 # Folds a sum to 16 bits, not inverted; as it stands in memory (network order).
 cdef uint16_t checksum_fold(uint64_t sum) noexcept nogil

@@ -14,10 +14,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from bucatini.datapath.siphash cimport siphash13
-from bucatini.datapath.syscalls cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap,
-                                         munmap)
+from bucatini.datapath.syscalls cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
 from bucatini.datapath.timers cimport TIMER_NONE
-
 
 
 cdef extern from "<errno.h>" nogil:

@@ -1,31 +1,37 @@
 """Echo (ping) of the guest over ping sockets: ICMP and ICMPv6 alike (icmp(7), "ping" sockets).
 
-A flow is the guest's address, its identifier and the other end. Its socket has an identifier of the kernel's; replies get the
-guest's back, the sequence number stays. Only echo passes: other messages of the guest are dropped (`drop_icmp_type`), errors
-of the network come back as errors to the guest (traceroute).
+A flow is the guest's address, its identifier and the other end. Its socket has an identifier of the kernel's;
+replies get the guest's back, the sequence number stays. Only echo passes: other messages of the guest are dropped
+(`drop_icmp_type`), errors of the network come back as errors to the guest (traceroute).
 
-Failure. A host that does not allow ping sockets (net.ipv4.ping_group_range) is answered by "administratively prohibited", so
-that ping says so at once; `drop_ping_no_socket` counts.
+Failure. A host that does not allow ping sockets (net.ipv4.ping_group_range) is answered by "administratively
+prohibited", so that ping says so at once; `drop_ping_no_socket` counts.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from bucatini.datapath.build cimport (ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_checksum,
-                                      build_icmp_error, build_ip, icmp_error_of)
-from bucatini.datapath.counters cimport (C_DROP_DISABLED, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS,
-                                         C_UDP_ERRORS)
+from bucatini.datapath.build cimport (
+    ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_checksum, build_icmp_error, build_ip,
+    icmp_error_of,
+)
+from bucatini.datapath.counters cimport (
+    C_DROP_DISABLED, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS, C_UDP_ERRORS,
+)
 from bucatini.datapath.flow cimport FLOW_PING, FlowKey, flow_new
-from bucatini.datapath.headers cimport (ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_equal,
-                                        addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr)
+from bucatini.datapath.headers cimport (
+    ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_equal, addr_is_loopback,
+    addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
+)
 from bucatini.datapath.link cimport Link
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
-from bucatini.datapath.syscalls cimport (AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLLERR, EPOLLIN, IP_RECVERR,
-                                         IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR,
-                                         IPV6_UNICAST_HOPS, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE,
-                                         SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM,
-                                         SOCK_NONBLOCK, SOL_SOCKET, bind, close, cmsghdr, connect, getsockopt, iovec, msghdr, recv,
-                                         recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t)
+from bucatini.datapath.syscalls cimport (
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLLERR, EPOLLIN, IP_RECVERR, IP_TTL,
+    IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
+    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, getsockopt, iovec,
+    msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
+)
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
 from bucatini.datapath.worker cimport Family, count, worker_drop_flow, worker_find, worker_key, worker_watch
@@ -45,8 +51,8 @@ cdef enum:
 cdef uint64_t IDLE_NS = <uint64_t> 60 * 1000000000
 
 
-cdef void tell_guest(Worker *w, const FlowKey *key, int error, const addr_t *reporter, uint32_t mtu, const uint8_t *message,
-                     uint32_t size) noexcept nogil:
+cdef void tell_guest(Worker *w, const FlowKey *key, int error, const addr_t *reporter, uint32_t mtu,
+                     const uint8_t *message, uint32_t size) noexcept nogil:
     """Send the ICMP error about an echo request of `size` bytes, with the guest's identifier."""
     cdef uint8_t[QUOTED] quoted
     cdef uint32_t length = size if size < QUOTED else QUOTED
@@ -104,8 +110,9 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
 
 
 cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
+    cdef int _i
     cdef Flow *flow
-    cdef int value, error, i
+    cdef int value, error
     cdef bint v4
     if w.settings.no_icmp:
         count(w, C_DROP_DISABLED)
@@ -120,9 +127,10 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         v4 = addr_is_v4(&flow.target)
         flow.u.ping.ttl = ref.ttl
         value = ref.ttl
-        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value, sizeof(value))
+        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value,
+                   sizeof(value))
     # A pending error of an earlier request makes send fail once: the error was told or will be from its queue
-    for i in range(2):
+    for _i in range(2):
         if send(flow.fd, ref.l4, ref.l4_length, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             return
     error = errno
@@ -140,9 +148,9 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
     cdef uint8_t[QUOTED] data
     cdef addr_t reporter
     cdef ssize_t n
-    cdef int i, error, value = 0
+    cdef int _i, error, value = 0
     cdef socklen_t size = sizeof(value)
-    for i in range(REPLIES):
+    for _i in range(REPLIES):
         memset(&message, 0, sizeof(message))
         iov.iov_base = data
         iov.iov_len = QUOTED
@@ -186,13 +194,13 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef uint8_t protocol = PROTO_ICMP if v4 else PROTO_ICMPV6
     cdef uint32_t offset = 34 if v4 else 54
     cdef ssize_t n
-    cdef int i
+    cdef int _i
     if events & EPOLLERR:
         take_errors(w, flow)
     if not events & EPOLLIN:
         return
     memset(&vnet, 0, sizeof(vnet))
-    for i in range(REPLIES):
+    for _i in range(REPLIES):
         out = link.reserve(link)
         n = recv(flow.fd, out + offset, IP_LEN_MAX - (IPV4_HLEN if v4 else IPV6_HLEN), MSG_DONTWAIT)
         if n < 0:

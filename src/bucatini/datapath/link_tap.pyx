@@ -10,12 +10,15 @@ that is gone (EBADFD) fails `receive`, which ends the worker.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from bucatini.datapath.counters cimport (C_BYTES_IN, C_BYTES_OUT, C_DROP_LINK_ERROR, C_DROP_LINK_FULL, C_FRAMES_IN, C_FRAMES_OUT,
-                                         C_LINK_DOWN)
+from bucatini.datapath.counters cimport (
+    C_BYTES_IN, C_BYTES_OUT, C_DROP_LINK_ERROR, C_DROP_LINK_FULL, C_FRAMES_IN, C_FRAMES_OUT, C_LINK_DOWN,
+)
 from bucatini.datapath.headers cimport ETH_MIN, vnet_hdr
-from bucatini.datapath.link cimport LINK_BATCH, LINK_ROOM, Frame
-from bucatini.datapath.syscalls cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, iovec,
-                                         mmap, munmap, read, write, writev)
+from bucatini.datapath.link cimport LINK_BATCH, Frame
+from bucatini.datapath.syscalls cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, iovec, mmap, munmap, read,
+    write, writev,
+)
 
 
 cdef extern from "<errno.h>" nogil:

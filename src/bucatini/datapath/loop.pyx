@@ -7,33 +7,40 @@ four things only: a frame of the slow path, a descriptor that Python watches, th
 An exception in Python costs the frame it was about (`slow_errors`), never the loop.
 """
 
-import cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from bucatini.datapath.capture cimport capture_close, capture_open, trace_close, trace_open
-from bucatini.datapath.counters cimport (C_COUNT, C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN,
-                                         C_SLOW_OUT, Counters, names)
-from bucatini.datapath.flow cimport (FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_TCP, FLOW_UDP, Flow, FlowTable, flow_table_free,
-                                     flow_table_init)
-from bucatini.datapath.headers cimport (FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_is_v4, addr_t,
-                                        vnet_hdr)
+from bucatini.datapath.capture cimport capture_close, capture_open, trace_open
+from bucatini.datapath.counters cimport (
+    C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
+)
+from bucatini.datapath.flow cimport (
+    FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_TCP, FLOW_UDP, Flow, FlowTable, flow_table_free, flow_table_init,
+)
+from bucatini.datapath.headers cimport (
+    FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_t, vnet_hdr,
+)
 from bucatini.datapath.icmp cimport icmp_event, icmp_frame, icmp_timer
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
 from bucatini.datapath.link_tap cimport tap_close, tap_open
-from bucatini.datapath.parse cimport (KIND_ECHO, KIND_FRAGMENT, KIND_SLOW, KIND_TCP, KIND_UDP, FrameRef, parse_frame)
+from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UDP, FrameRef, parse_frame
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
-from bucatini.datapath.syscalls cimport (CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime,
-                                         close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec)
-from bucatini.datapath.tcp_io cimport (tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
-                                       tcp_timer)
+from bucatini.datapath.syscalls cimport (
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime, close, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, timespec,
+)
+from bucatini.datapath.tcp_io cimport (
+    tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener, tcp_timer,
+)
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
-from bucatini.datapath.udp cimport (udp_close, udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init,
-                                    udp_listener, udp_timer)
-from bucatini.datapath.worker cimport (LISTENER_MAX, REF_FLOW, REF_LINK, REF_LISTENER, REF_PYTHON, Family, Listener, Worker,
-                                       count, worker_next)
+from bucatini.datapath.udp cimport (
+    udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init, udp_listener, udp_timer,
+)
+from bucatini.datapath.worker cimport (
+    LISTENER_MAX, REF_FLOW, REF_LINK, REF_LISTENER, REF_PYTHON, Family, Listener, Worker, count, worker_next,
+)
 
 import os
 
@@ -196,7 +203,7 @@ cdef class DataPath:
         f.enabled = True
 
     def guest_mac(self, bytes mac):
-        """Tell the guest's MAC address before it has spoken, and with it its link-local address (RFC 4291 appendix A)."""
+        """Tell the guest's MAC address before it has spoken; its link-local address follows (RFC 4291 appendix A)."""
         if len(mac) != 6:
             raise ValueError("mac")
         memcpy(self.w.guest_mac, <const char *> mac, 6)
@@ -388,14 +395,14 @@ cdef class DataPath:
         While a bulk transfer keeps frames coming, the next batch is taken before the last one is acknowledged: fewer,
         larger acknowledgements leave the guest more time to send.
         """
-        cdef int i
-        for i in range(ROUNDS):
+        for _i in range(ROUNDS):
             if self._batch() == 0 or tcp_deliver(&self.w) < BULK:
                 break
         tcp_flush(&self.w)
 
     cdef int _batch(self) noexcept nogil:
         """Take one batch of frames and serve it, but for acknowledgements; returns how many."""
+        cdef int _i
         cdef Worker *w = &self.w
         cdef Frame[LINK_BATCH] frames
         cdef FrameRef[LINK_BATCH] refs

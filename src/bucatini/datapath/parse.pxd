@@ -51,5 +51,5 @@ cdef struct FrameRef:  # a parsed frame; all that later stages look at. Ports an
 
 # Fills `ref` from `frame`; returns a Kind, or -(Counter) naming why the frame is dropped. Does not count.
 cdef int parse_frame(const Frame *frame, FrameRef *ref) noexcept nogil
-# Parses an IP packet that was put together again: `l3`, `length` bytes, version 4 or 6, no fragment, checksum in software.
+# Parses an IP packet that was put together again: `l3`, `length` bytes, version 4 or 6; checksums in software.
 cdef int parse_packet(uint8_t *l3, uint32_t length, uint8_t version, FrameRef *ref) noexcept nogil

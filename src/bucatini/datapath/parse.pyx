@@ -11,19 +11,21 @@ Departure: IPv6 extension headers other than hop-by-hop, destination options, ro
 packets with more than eight of them. VLAN tags are not accepted.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold, checksum_pseudo
-from bucatini.datapath.counters cimport (C_DROP_ETHERTYPE, C_DROP_EXTENSION, C_DROP_FRAGMENT, C_DROP_ICMP_HEADER,
-                                         C_DROP_ICMP_TYPE, C_DROP_IP_ADDRESS, C_DROP_IP_CHECKSUM, C_DROP_IP_HEADER,
-                                         C_DROP_IP_PROTOCOL, C_DROP_L4_CHECKSUM, C_DROP_OVERSIZE, C_DROP_PORT_ZERO, C_DROP_RUNT,
-                                         C_DROP_TCP_HEADER, C_DROP_UDP_HEADER)
-from bucatini.datapath.headers cimport (ETH_HLEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_FRAME_MAX,
-                                        IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TCP_HLEN, UDP_HLEN,
-                                        VNET_GSO_ECN, VNET_GSO_NONE, VNET_NEEDS_CSUM, addr_from_v4, addr_is_broadcast,
-                                        addr_is_loopback, addr_is_multicast, be16, be32, icmp_hdr, ipv4_hdr, ipv6_hdr, ntohl, ntohs,
-                                        tcp_hdr, udp_hdr)
+from bucatini.datapath.counters cimport (
+    C_DROP_ETHERTYPE, C_DROP_EXTENSION, C_DROP_FRAGMENT, C_DROP_ICMP_HEADER, C_DROP_ICMP_TYPE,
+    C_DROP_IP_ADDRESS, C_DROP_IP_CHECKSUM, C_DROP_IP_HEADER, C_DROP_IP_PROTOCOL, C_DROP_L4_CHECKSUM,
+    C_DROP_OVERSIZE, C_DROP_PORT_ZERO, C_DROP_RUNT, C_DROP_TCP_HEADER, C_DROP_UDP_HEADER,
+)
+from bucatini.datapath.headers cimport (
+    ETH_HLEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_FRAME_MAX, IPV6_HLEN, PROTO_ICMP,
+    PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TCP_HLEN, UDP_HLEN, VNET_GSO_ECN, VNET_GSO_NONE, VNET_NEEDS_CSUM,
+    addr_from_v4, addr_is_broadcast, addr_is_loopback, addr_is_multicast, be16, be32, icmp_hdr, ipv4_hdr,
+    ipv6_hdr, ntohl, ntohs, tcp_hdr, udp_hdr,
+)
 
 cdef enum:
     IP_MF = 0x2000  # RFC 791 §3.1
@@ -150,11 +152,11 @@ cdef int parse_ipv4(FrameRef *ref, bint checked) noexcept nogil:
 
 cdef int parse_ipv6(FrameRef *ref, bint checked) noexcept nogil:
     """Check the IPv6 header at `l3`, of which `l3_length` bytes are there, and walk the extension headers."""
+    cdef int _i
     cdef ipv6_hdr *ip = <ipv6_hdr *> ref.l3
     cdef uint32_t length, size
     cdef uint8_t *p
     cdef uint8_t next_header
-    cdef int i
     if ref.l3_length < IPV6_HLEN or ref.l3[0] >> 4 != 6:
         return -C_DROP_IP_HEADER
     length = ntohs(ip.payload_length_be)
@@ -172,7 +174,7 @@ cdef int parse_ipv6(FrameRef *ref, bint checked) noexcept nogil:
         return -C_DROP_IP_ADDRESS
     p = ref.l3 + IPV6_HLEN
     next_header = ip.next_header
-    for i in range(EXT_LIMIT):
+    for _i in range(EXT_LIMIT):
         if next_header == EXT_HOP_BY_HOP or next_header == EXT_DESTINATION or next_header == EXT_ROUTING:
             if length < 8:
                 return -C_DROP_EXTENSION

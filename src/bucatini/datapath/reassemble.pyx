@@ -1,22 +1,26 @@
 """Reassembly of the guest's fragments, within a fixed budget (RFC 791 §3.2, RFC 815, RFC 8200 §4.5).
 
-Data. `PACKETS` buffers of 64 KiB and a map of the 8-byte blocks each has received, mapped once. A packet is found by its
-addresses, identification and protocol. When all buffers are in use the oldest packet gives way (`drop_fragment_budget`).
+Data. `PACKETS` buffers of 64 KiB and a map of the 8-byte blocks each has received, mapped once. A packet is found
+by its addresses, identification and protocol. When all buffers are in use the oldest packet gives way
+(`drop_fragment_budget`).
 
-Overlaps discard the whole packet (RFC 5722 §4, and for IPv4 likewise): nobody honest makes them. So does a fragment that
-would end beyond 65535 bytes, or one other than the last whose length is no multiple of 8. A packet that is not complete after
-`TIMEOUT4_NS` or `TIMEOUT6_NS` is forgotten. Departure: no "time exceeded" is sent about it.
+Overlaps discard the whole packet (RFC 5722 §4, and for IPv4 likewise): nobody honest makes them. So does a fragment
+that would end beyond 65535 bytes, or one other than the last whose length is no multiple of 8. A packet that is not
+complete after `TIMEOUT4_NS` or `TIMEOUT6_NS` is forgotten. Departure: no "time exceeded" is sent about it.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold
-from bucatini.datapath.counters cimport (C_DROP_FRAGMENT, C_DROP_FRAGMENT_BUDGET, C_FRAGMENTS_IN, C_REASSEMBLED)
-from bucatini.datapath.headers cimport (IPV4_HLEN, IPV6_HLEN, addr_equal, addr_t, htonl, htons, ipv4_hdr, ipv6_hdr)
+from bucatini.datapath.counters cimport C_DROP_FRAGMENT, C_DROP_FRAGMENT_BUDGET, C_FRAGMENTS_IN, C_REASSEMBLED
+from bucatini.datapath.headers cimport (
+    IPV4_HLEN, IPV6_HLEN, addr_equal, addr_t, htonl, htons, ipv4_hdr, ipv6_hdr,
+)
 from bucatini.datapath.parse cimport parse_packet
-from bucatini.datapath.syscalls cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap,
-                                         munmap)
+from bucatini.datapath.syscalls cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
 from bucatini.datapath.worker cimport count
 
 
@@ -55,8 +59,8 @@ cdef struct Reassembly:
 
 
 cdef int reassemble_init(Worker *w) noexcept nogil:
-    cdef void *memory = mmap(NULL, sizeof(Reassembly), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                             -1, 0)
+    cdef void *memory = mmap(NULL, sizeof(Reassembly), PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == MAP_FAILED:
         return -ENOMEM
     w.reassembly = memory

@@ -28,22 +28,22 @@ cdef inline void round_(uint64_t *v) noexcept nogil:
 cdef inline uint64_t siphash(const siphash_key *key, const uint64_t *words, int count, int c, int d) noexcept nogil:
     cdef uint64_t[4] v
     cdef uint64_t last = <uint64_t> (count * 8) << 56
-    cdef int i, r
+    cdef int i, _r
     v[0] = key.k0 ^ <uint64_t> 0x736F6D6570736575
     v[1] = key.k1 ^ <uint64_t> 0x646F72616E646F6D
     v[2] = key.k0 ^ <uint64_t> 0x6C7967656E657261
     v[3] = key.k1 ^ <uint64_t> 0x7465646279746573
     for i in range(count):
         v[3] ^= words[i]
-        for r in range(c):
+        for _r in range(c):
             round_(v)
         v[0] ^= words[i]
     v[3] ^= last
-    for r in range(c):
+    for _r in range(c):
         round_(v)
     v[0] ^= last
     v[2] ^= 0xFF
-    for r in range(d):
+    for _r in range(d):
         round_(v)
     return v[0] ^ v[1] ^ v[2] ^ v[3]
 

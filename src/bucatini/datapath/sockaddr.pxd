@@ -4,14 +4,17 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.headers cimport addr_from_v4, addr_is_v4, addr_t
-from bucatini.datapath.syscalls cimport AF_INET, AF_INET6, htons, ntohs, sockaddr, sockaddr_in, sockaddr_in6, socklen_t
+from bucatini.datapath.syscalls cimport (
+    AF_INET, AF_INET6, htons, ntohs, sockaddr, sockaddr_in, sockaddr_in6, socklen_t,
+)
 
 ctypedef union sockaddr_any:
     sockaddr sa
     sockaddr_in in4
     sockaddr_in6 in6
 
-cdef inline socklen_t sockaddr_fill(sockaddr_any *out, const addr_t *a, uint16_t port, uint32_t scope_id) noexcept nogil:
+cdef inline socklen_t sockaddr_fill(sockaddr_any *out, const addr_t *a, uint16_t port,
+                                    uint32_t scope_id) noexcept nogil:
     """Write the native form of an address: AF_INET for a v4-mapped one, else AF_INET6. Returns its size."""
     memset(out, 0, sizeof(sockaddr_any))
     if addr_is_v4(a):

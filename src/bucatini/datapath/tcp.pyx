@@ -1,29 +1,33 @@
 """The TCP translation machine: connection, segment, now -> actions. No system call, no clock, no memory of its own.
 
 Purpose. Towards the guest this is one end of a TCP connection (RFC 9293); the other end is a host socket that
-`tcp_io` owns. The machine says what to do with the segment's payload and with that socket; `tcp_io` does it and tells
-the machine what came of it.
+`tcp_io` owns. The machine says what to do with the segment's payload and with that socket; `tcp_io` does it and
+tells the machine what came of it.
 
-What it does not do. Congestion control and retransmission towards the network belong to the host's kernel; the guest's
-link loses next to nothing, so towards the guest there is a retransmission timer with backoff and fast retransmit, both
-going back to `snd_una`, and no congestion window. Segments out of order are not kept: each is answered by a duplicate
-ACK. Departure: no round-trip estimation, the first timeout is `RTO_NS` (RFC 6298 asks for 1 s at first).
+What it does not do. Congestion control and retransmission towards the network belong to the host's kernel; the
+guest's link loses next to nothing, so towards the guest there is a retransmission timer with backoff and fast
+retransmit, both going back to `snd_una`, and no congestion window. Segments out of order are not kept: each is
+answered by a duplicate ACK. Departure: no round-trip estimation, the first timeout is `RTO_NS` (RFC 6298 asks for 1
+s at first).
 
-Data. Bytes from the host stay in its socket until the guest has acknowledged them: `snd_una` is the head of the socket's
-queue, `snd_nxt - snd_una` the peek offset. Bytes from the guest are accepted (`rcv_nxt` moves) when they are handed to
-the host socket or to the overflow (`held`, at most `bound`). The advertised right edge `rcv_adv` never moves left.
+Data. Bytes from the host stay in its socket until the guest has acknowledged them: `snd_una` is the head of the
+socket's queue, `snd_nxt - snd_una` the peek offset. Bytes from the guest are accepted (`rcv_nxt` moves) when they
+are handed to the host socket or to the overflow (`held`, at most `bound`). The advertised right edge `rcv_adv`
+never moves left.
 
 States and events.
 
     state           opened by    moves on
-    TCP_CONNECTING  guest's SYN  `tcp_connected` -> TCP_SYN_RCVD; RST of the guest -> closed. Nothing is sent to the guest
+    TCP_CONNECTING  guest's SYN  `tcp_connected` -> TCP_SYN_RCVD; RST of the guest -> closed. Nothing is sent
     TCP_SYN_RCVD                 its ACK -> TCP_ESTABLISHED; SYN again: SYN-ACK again; timer: SYN-ACK again
     TCP_SYN_SENT    host         SYN-ACK -> TCP_ESTABLISHED; SYN -> TCP_SYN_RCVD; RST -> closed; timer: SYN again
-    TCP_ESTABLISHED              half-closes are flags: TF_GUEST_FIN, TF_HOST_EOF, TF_FIN_SENT, TF_FIN_ACKED; both ways done: TA_CLOSE
+    TCP_ESTABLISHED              half-closes are flags (TF_GUEST_FIN, TF_HOST_EOF, TF_FIN_SENT, TF_FIN_ACKED);
+                                 both ways done: TA_CLOSE
 
 Timers. One deadline at a time: SYN (`SYN_RTO_NS`, doubled, `SYN_RETRIES`), retransmission (`RTO_NS`, doubled up to
 `RTO_MAX_NS`, `RETRIES`), zero window probe (the same pace, for as long as the guest answers), keep-alive (after
-`KEEPALIVE_IDLE_NS` of silence, every `KEEPALIVE_NS`, `KEEPALIVE_PROBES`): a guest that is gone is noticed, an idle one kept.
+`KEEPALIVE_IDLE_NS` of silence, every `KEEPALIVE_NS`, `KEEPALIVE_PROBES`): a guest that is gone is noticed, an idle
+one kept.
 
 Failure. A guest that answers no more: TA_RST to it, TA_ABORT to the host. There is no other way to fail: whatever a
 segment says, the answer is an action or nothing.

@@ -2,12 +2,13 @@
 
 Purpose. A batch of frames (one `receive` of the link) is run through the machine segment by segment; payload of one
 flow is gathered into an iovec and handed to its socket with one sendmsg at the end of the batch, followed by one
-acknowledgement. Host data is received (peeked) directly behind the headers of the frame that carries it to the guest.
+acknowledgement. Host data is received (peeked) directly behind the headers of the frame that carries it to the
+guest.
 
 Data. `TcpBatch`: the flows touched by this batch. `Chunks`: the overflow, a pool of blocks mapped once; a flow's
 blocks are a chain from `head` to `tail`. What a socket does not take goes there and drains on EPOLLOUT. The window
-towards the guest is `BOUND` less what is held; when the pool runs short new flows get less, and when it is empty the
-rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
+towards the guest is `BOUND` less what is held; when the pool runs short new flows get less, and when it is empty
+the rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
 
 Sockets are added to epoll once, edge triggered. `readable` remembers an edge until a read came back short; `hangup`
 (EPOLLRDHUP) makes reading go on until the end of the stream. A flow that has used up its share of a turn (`SHARE`
@@ -20,41 +21,47 @@ and `flow_refused` counts. A reset on either side is a reset on the other.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from bucatini.datapath.build cimport build_icmp_error, build_ip, build_tcp, icmp_error_of
-from bucatini.datapath.checksum cimport checksum_fold, checksum_pseudo
-from bucatini.datapath.counters cimport (C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK,
-                                         C_TCP_CLOSED, C_TCP_DATA_AFTER_FIN, C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT,
-                                         C_TCP_OPENED_GUEST, C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW,
-                                         C_TCP_OVERFLOW_EXHAUSTED, C_TCP_RESET_BY_GUEST, C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT,
-                                         C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE)
+from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
+from bucatini.datapath.counters cimport (
+    C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED,
+    C_TCP_DATA_AFTER_FIN, C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST,
+    C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW, C_TCP_OVERFLOW_EXHAUSTED, C_TCP_RESET_BY_GUEST,
+    C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT, C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
+)
 from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_find, flow_new
-from bucatini.datapath.headers cimport (ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST,
-                                        TH_SYN, VNET_NEEDS_CSUM, addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t,
-                                        htonl, htons, tcp_hdr, vnet_hdr)
+from bucatini.datapath.headers cimport (
+    ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
+    addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
+)
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
-from bucatini.datapath.syscalls cimport (AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IP_FREEBIND,
-                                         IPPROTO_IP, IPPROTO_TCP, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
-                                         MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ, PROT_WRITE, SHUT_WR, SO_BINDTODEVICE,
-                                         SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
-                                         SOL_SOCKET, TCP_NODELAY, accept4, bind, close, connect, getsockopt, iovec, linger, mmap, msghdr,
-                                         munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t)
-from bucatini.datapath.tcp cimport (TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FIN, TA_KEEPALIVE, TA_NEW,
-                                    TA_PROBE, TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TC_AFTER_FIN,
-                                    TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE,
-                                    TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TCP_CLOSED, TCP_CONNECTING, TCP_ESTABLISHED,
-                                    TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fin_seq,
-                                    tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room, tcp_segment,
-                                    tcp_sent, tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window)
+from bucatini.datapath.syscalls cimport (
+    AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC,
+    PROT_READ, PROT_WRITE, SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, accept4, bind, close, connect,
+    getsockopt, iovec, linger, mmap, msghdr, munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket,
+    socklen_t,
+)
+from bucatini.datapath.tcp cimport (
+    TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FIN, TA_KEEPALIVE, TA_NEW, TA_PROBE,
+    TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TC_AFTER_FIN, TC_CHALLENGE,
+    TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT,
+    TC_TIMED_OUT, TCP_CLOSED, TCP_ESTABLISHED, TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected,
+    tcp_fin_seq, tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room, tcp_segment, tcp_sent,
+    tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window,
+)
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound
-from bucatini.datapath.worker cimport (Family, count, worker_continue, worker_drop_flow, worker_find, worker_key,
-                                       worker_watch)
+from bucatini.datapath.worker cimport (
+    Family, count, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+)
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EAGAIN, EINPROGRESS, EINTR, ECONNABORTED, ECONNREFUSED, ECONNRESET, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETIMEDOUT
+    int errno, EAGAIN, EINPROGRESS, EINTR, ECONNABORTED, ECONNREFUSED, ECONNRESET, EMFILE, ENFILE, ENOBUFS, ENOMEM
+    int ETIMEDOUT
 
 
 cdef extern from "<unistd.h>" nogil:
@@ -196,20 +203,20 @@ cdef int overflow_drain(Worker *w, Flow *flow, uint32_t *held) noexcept nogil:
     cdef msghdr message
     cdef uint32_t link, end, used
     cdef ssize_t n
-    cdef int count
+    cdef int pieces
     while t.head:
-        count = 0
+        pieces = 0
         link = t.head
-        while link and count < DRAIN_IOV:
+        while link and pieces < DRAIN_IOV:
             used = t.head_offset if link == t.head else 0
             end = t.tail_used if link == t.tail else CHUNK
-            iov[count].iov_base = chunks(w).memory + <size_t> (link - 1) * CHUNK + used
-            iov[count].iov_len = end - used
-            count += 1
+            iov[pieces].iov_base = chunks(w).memory + <size_t> (link - 1) * CHUNK + used
+            iov[pieces].iov_len = end - used
+            pieces += 1
             link = chunks(w).next[link - 1]
         memset(&message, 0, sizeof(message))
         message.msg_iov = iov
-        message.msg_iovlen = count
+        message.msg_iovlen = pieces
         n = sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
@@ -784,7 +791,6 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef TcpFlow *t = &flow.u.tcp
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
-    cdef bint sent = False
     if events & (EPOLLIN | EPOLLRDHUP):
         t.readable = 1
         if events & EPOLLRDHUP:
@@ -903,10 +909,11 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
 
 
 cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
+    cdef int _i
     cdef sockaddr_any sa
     cdef socklen_t size
-    cdef int fd, i
-    for i in range(ACCEPTS):
+    cdef int fd
+    for _i in range(ACCEPTS):
         size = sizeof(sa)
         fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:

@@ -65,11 +65,11 @@ cdef void timer_cancel(TimerWheel *t, FlowTable *flows, Flow *flow) noexcept nog
 
 cdef inline int next_slot_distance(const TimerWheel *t) noexcept nogil:
     """Ticks from `tick` to the next slot that is not empty, 1..TIMER_SLOTS; `count` must not be 0."""
+    cdef int _i
     cdef uint32_t start = (t.tick + 1) & (TIMER_SLOTS - 1)
     cdef uint32_t word = start >> 6
     cdef uint64_t bits = t.bitmap[word] & (~<uint64_t> 0 << (start & 63))
-    cdef int i
-    for i in range(TIMER_WORDS + 1):
+    for _i in range(TIMER_WORDS + 1):
         if bits:
             return <int> ((((word << 6) + ctzll(bits)) - start) & (TIMER_SLOTS - 1)) + 1
         word = (word + 1) & (TIMER_WORDS - 1)

@@ -12,9 +12,10 @@ cdef struct Target:
     addr_t source  # to bind to, unspecified: none
 
 # Where a flow that the guest opens towards `remote` goes on the host. 0, or -(Counter) when it may not.
-cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, uint16_t port, Target *out) noexcept nogil
+cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, uint16_t port,
+                            Target *out) noexcept nogil
 # How a flow that the host's side opens looks to the guest: the peer's address and the guest's. 0 or -(Counter).
 cdef int translate_inbound(Worker *w, const Listener *listener, const addr_t *peer, addr_t *remote,
                            addr_t *guest) noexcept nogil
-# The address by which the guest knows a host address that reports an error (U2): the mapped one where there is a mapping.
+# The address by which the guest knows a host address that reports an error (U2): the mapped one where there is one.
 cdef void translate_reporter(Worker *w, addr_t *address) noexcept nogil

@@ -1,7 +1,7 @@
 """Address translation: the one decision point of a new flow.
 
-By default nothing is translated: the guest has the host's address and speaks to the world as the host would. What is
-translated is what two ends of the same address cannot mean otherwise:
+By default nothing is translated: the guest has the host's address and speaks to the world as the host would. What
+is translated is what two ends of the same address cannot mean otherwise:
 
 * guest to `map_host_loopback` (by default its gateway): the host's loopback; the way back looks the same.
 * guest to `map_guest_addr`: the host's own address, which the guest shadows.
@@ -11,12 +11,14 @@ translated is what two ends of the same address cannot mean otherwise:
 Nothing here remembers anything: a flow keeps what was decided.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.counters cimport C_DROP_IP_ADDRESS
-from bucatini.datapath.headers cimport (addr_equal, addr_from_v4, addr_is_broadcast, addr_is_linklocal6, addr_is_loopback,
-                                        addr_is_multicast, addr_is_unspecified, addr_is_v4, htonl)
+from bucatini.datapath.headers cimport (
+    addr_equal, addr_from_v4, addr_is_broadcast, addr_is_linklocal6, addr_is_loopback, addr_is_multicast,
+    addr_is_unspecified, addr_is_v4, htonl,
+)
 from bucatini.datapath.worker cimport Family
 
 cdef enum:
@@ -36,7 +38,8 @@ cdef inline bint maps(const addr_t *mapped, const addr_t *address) noexcept nogi
     return not addr_is_unspecified(mapped) and addr_equal(mapped, address)
 
 
-cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, uint16_t port, Target *out) noexcept nogil:
+cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, uint16_t port,
+                            Target *out) noexcept nogil:
     cdef bint v4 = addr_is_v4(remote)
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef bint dns = port == DNS or port == DNS_OVER_TLS

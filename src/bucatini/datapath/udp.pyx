@@ -1,55 +1,63 @@
 """UDP flows: one connected socket each, datagrams in runs both ways.
 
-Purpose. A flow is the guest's address and port and the other end's. The guest's datagrams go out of a socket connected to
-the other end; what comes back on it goes to the guest. A datagram on a forward opens a flow likewise, with a socket bound to
-the address and port that were asked (U4).
+Purpose. A flow is the guest's address and port and the other end's. The guest's datagrams go out of a socket
+connected to the other end; what comes back on it goes to the guest. A datagram on a forward opens a flow likewise,
+with a socket bound to the address and port that were asked (U4).
 
-What it does not do. Multicast and broadcast are dropped (`drop_multicast`): an answer could come from anywhere, and a
-connected socket would not take it. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel takes them.
+What it does not do. Multicast and broadcast are dropped (`drop_multicast`): an answer could come from anywhere, and
+a connected socket would not take it. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel
+takes them.
 
-Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little apart, so
-that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our flows by source port.
+Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little
+apart, so that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our
+flows by source port.
 
-Source ports. The guest's port is kept (U6). The first socket on a port is bound without SO_REUSEADDR, so that a port
-somebody else has is noticed and another is taken; then it gets the option, so that further flows of ours from the same port
-can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option at that moment.
+Source ports. The guest's port is kept (U6). The first socket on a port is bound without SO_REUSEADDR, so that a
+port somebody else has is noticed and another is taken; then it gets the option, so that further flows of ours from
+the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option
+at that moment.
 
-Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the guest as one
-USO superframe. A route that does not take it (`no_segment`) gets them one by one.
+Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the
+guest as one USO superframe. A route that does not take it (`no_segment`) gets them one by one.
 
-Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when the last
-datagram was and waits again or closes.
+Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
+the last datagram was and waits again or closes.
 
-Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does not take
-at once is dropped and counted, as a full queue of a network card would.
+Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
+not take at once is dropped and counted, as a full queue of a network card would.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from bucatini.datapath.build cimport (ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_error, build_udp,
-                                      icmp_error_of)
-from bucatini.datapath.counters cimport (C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET,
-                                         C_DROP_UDP_SEND, C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_FLOWS)
+from bucatini.datapath.build cimport (
+    ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_error, build_udp, icmp_error_of,
+)
+from bucatini.datapath.counters cimport (
+    C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
+    C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_FLOWS,
+)
 from bucatini.datapath.flow cimport FLOW_UDP, FlowKey, UdpFlow, flow_find, flow_new
-from bucatini.datapath.headers cimport (IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4,
-                                        addr_is_broadcast, addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4,
-                                        addr_t, htons, udp_hdr, vnet_hdr)
+from bucatini.datapath.headers cimport (
+    IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
+    addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
+)
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
-from bucatini.datapath.syscalls cimport (AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR,
-                                         EPOLLIN, IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO,
-                                         IPV6_RECVERR, IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
-                                         MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, PROT_READ, PROT_WRITE,
-                                         SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR,
-                                         SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT,
-                                         bind, close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap,
-                                         mmsghdr, msghdr, munmap, recvmmsg, recvmsg, sendmsg, setsockopt, sock_extended_err,
-                                         socket, socklen_t)
+from bucatini.datapath.syscalls cimport (
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
+    IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVERR, IPV6_TCLASS,
+    IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
+    MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
+    SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind,
+    close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap,
+    recvmmsg, recvmsg, sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
+)
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound, translate_reporter
-from bucatini.datapath.worker cimport (Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key,
-                                       worker_watch)
+from bucatini.datapath.worker cimport (
+    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+)
 
 
 cdef extern from "<errno.h>" nogil:
@@ -154,11 +162,11 @@ cdef uint32_t path_mtu(Flow *flow) noexcept nogil:
 
 
 cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
-    """One sendmsg; `segment`: size of the datagrams, 0: one. 0 or -errno. An error of an earlier datagram is passed over."""
+    """One sendmsg; `segment`: size of the datagrams, 0: one. 0 or -errno; an earlier one's error is passed over."""
+    cdef int _i
     cdef msghdr message
     cdef uint8_t[CONTROL] control
     cdef cmsghdr *cmsg
-    cdef int i
     memset(&message, 0, sizeof(message))
     message.msg_iov = iov
     message.msg_iovlen = n
@@ -171,7 +179,7 @@ cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept
         cmsg.cmsg_type = UDP_SEGMENT
         cmsg.cmsg_len = CMSG_LEN(sizeof(uint16_t))
         memcpy(CMSG_DATA(cmsg), &segment, sizeof(uint16_t))
-    for i in range(3):
+    for _i in range(3):
         if sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             return 0
         if errno != EINTR and errno != ECONNREFUSED:
@@ -191,7 +199,8 @@ cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexc
     count(w, C_DROP_UDP_SEND)
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
         return
-    tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload, size)
+    tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload,
+               size)
 
 
 cdef void send_pieces(Worker *w, Flow *flow, uint8_t *payload, uint32_t total, uint32_t size) noexcept nogil:
@@ -223,7 +232,8 @@ cdef void flush_run(Worker *w, Run *run) noexcept nogil:
             return
         if not segments_refused(error):
             if error != EAGAIN and error != ENOBUFS and error != ENOMEM:
-                tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base, run.size)
+                tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base,
+                           run.size)
             count_n(w, C_DROP_UDP_SEND, n)
             return
         flow.u.udp.no_segment = 1
@@ -303,7 +313,8 @@ cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
     if ref.ttl != flow.u.udp.ttl and ref.ttl:
         flow.u.udp.ttl = ref.ttl
         value = ref.ttl
-        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value, sizeof(value))
+        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value,
+                   sizeof(value))
     if ref.tos != flow.u.udp.tos:
         flow.u.udp.tos = ref.tos
         value = ref.tos
@@ -466,7 +477,7 @@ cdef void deliver_one(Worker *w, const FlowKey *key, uint8_t *payload, uint32_t 
 
 
 cdef int run_length(Udp *u, int first, int n) noexcept nogil:
-    """Return how many received datagrams from `first` on may travel as one superframe: equal ones and a shorter last."""
+    """Return how many datagrams from `first` on may travel as one superframe: equal ones and a shorter last."""
     cdef uint32_t size = u.messages[first].msg_len, total = size
     cdef int i = first + 1
     if size == 0:
@@ -534,8 +545,9 @@ cdef int receive(Worker *w, int fd, int n, bint names) noexcept nogil:
 
 cdef void drain(Worker *w, Flow *flow) noexcept nogil:
     """Take what the socket has, as far as the share of this turn goes."""
-    cdef int n, i
-    for i in range(SHARE):
+    cdef int _i
+    cdef int n
+    for _i in range(SHARE):
         n = receive(w, flow.fd, SLOTS, False)
         if n < 0:
             if errno == EINTR or errno == ECONNREFUSED:
@@ -571,9 +583,9 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
     cdef uint8_t[512] control
     cdef addr_t reporter
     cdef ssize_t n
-    cdef int i, error, value
+    cdef int _i, error, value
     cdef socklen_t size = sizeof(value)
-    for i in range(ERRORS):
+    for _i in range(ERRORS):
         memset(&message, 0, sizeof(message))
         iov.iov_base = u.slots
         iov.iov_len = 65536
@@ -617,8 +629,9 @@ cdef void take_early(Worker *w, Flow *flow, Listener *listener, int depth) noexc
     cdef Udp *u = udp(w)
     cdef addr_t peer
     cdef uint16_t port
-    cdef int n, i
-    for i in range(SLOTS):
+    cdef int n
+    cdef int _i
+    for _i in range(SLOTS):
         n = receive(w, flow.fd, 1, True)
         if n <= 0:
             return
@@ -719,8 +732,8 @@ cdef void serve(Worker *w, Listener *listener, int slot, int depth) noexcept nog
 
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
     """One datagram at a time: most go to a flow's own socket, only the first of each comes here."""
-    cdef int i
-    for i in range(SLOTS):
+    cdef int _i
+    for _i in range(SLOTS):
         if receive(w, listener.fd, 1, True) != 1:
             return
         serve(w, listener, 0, 0)

@@ -1,8 +1,8 @@
 """Configuring the guest's side, from inside its network namespace: loopback, the tap, addresses and routes.
 
-Loopback always comes up. The tap gets its MAC address; with --config-net also MTU, addresses, routes and the state "up".
-Addresses skip duplicate address detection and never expire: they are the host's own. A copied route that this kernel
-refuses (its gateway is on a link that was not copied) is left out; the default route is not.
+Loopback always comes up. The tap gets its MAC address; with --config-net also MTU, addresses, routes and the state
+"up". Addresses skip duplicate address detection and never expire: they are the host's own. A copied route that this
+kernel refuses (its gateway is on a link that was not copied) is left out; the default route is not.
 """
 
 import socket
@@ -39,7 +39,7 @@ def configure(plan: Plan, settings: Settings) -> bytes:
         write_sysctl(f"ipv6/conf/{plan.ifname}/accept_dad", "0")
         write_sysctl(f"ipv6/conf/{plan.ifname}/dad_transmits", "0")
         if settings.config_net:
-            # An address of autoconfiguration beside the copied ones would be the source of answers that nobody asked it for
+            # An autoconfigured address beside the copied ones would be the source of answers that nobody asked it for
             write_sysctl(f"ipv6/conf/{plan.ifname}/autoconf", "0")
             write_sysctl(f"ipv6/conf/{plan.ifname}/accept_ra", "0")
             link.set_link(tap.ifindex, mtu=plan.mtu or None, name=plan.ifname)

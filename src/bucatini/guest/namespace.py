@@ -1,10 +1,10 @@
 """Obtaining the guest's namespaces: made for a command that runs in them, or joined.
 
 A child process does it, since a process that has joined a user namespace cannot come back: it makes or joins the
-namespaces, opens the tap there, configures the guest's side, and passes the tap to us over a UNIX socket (SCM_RIGHTS). The
-tap vanishes with its descriptors, so a failure leaves nothing behind. After joining, the child ends. After making
-namespaces it waits for the word to go and becomes the command: directly, or, with a PID namespace, by way of an init that
-collects orphans and passes the command's end on. All of them die with us.
+namespaces, opens the tap there, configures the guest's side, and passes the tap to us over a UNIX socket
+(SCM_RIGHTS). The tap vanishes with its descriptors, so a failure leaves nothing behind. After joining, the child
+ends. After making namespaces it waits for the word to go and becomes the command: directly, or, with a PID
+namespace, by way of an init that collects orphans and passes the command's end on. All of them die with us.
 """
 
 import errno
@@ -133,7 +133,7 @@ def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settin
             status = _child(plan, settings, enter, run, theirs, parent)
         except KeyboardInterrupt:
             status = 130
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
             theirs.send(b"-" + f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(status)

@@ -1,7 +1,7 @@
 """Making the tap: the guest's network interface, seen from this side as a descriptor of frames.
 
-The descriptor stays bound to the namespace it was opened in. Offloads are asked for from the best set downwards; what the
-kernel grants decides how large the frames are that may be exchanged.
+The descriptor stays bound to the namespace it was opened in. Offloads are asked for from the best set downwards;
+what the kernel grants decides how large the frames are that may be exchanged.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Noticing that a joined network namespace has lost its name: then there is nobody left to serve.
 
-A bind mount is watched by inotify on its folder; a path in /proc cannot be, nor can anything when the user's inotify limit
-is reached: `poll_ns` then says how often to look.
+A bind mount is watched by inotify on its folder; a path in /proc cannot be, nor can anything when the user's inotify
+limit is reached: `poll_ns` then says how often to look.
 """
 
 import os

@@ -1,12 +1,14 @@
 """Port specifications of -t and -u: from text to data, and to the forward rules they become.
 
-A specification keeps where to listen and which ports go where; `rules` turns those of one protocol into `ForwardRule`s.
+A specification keeps where to listen and which ports go where; `rules` turns those of one protocol into
+`ForwardRule`s.
 
     none | all | auto | [ADDR][%IF]/PORTS | PORTS
     PORTS: a comma list of  FIRST[-LAST][:[TOADDR/]TO[-TOLAST]]   FIRST[-LAST]:TOADDR   ~FIRST[-LAST]   all[:TOADDR]
 
-Exclusions win over everything else in their list; a list of nothing but exclusions means all other ports. Neither that nor
-`all` includes the ports that the kernel hands out itself (ip_local_port_range), and neither insists on every port (`weak`).
+Exclusions win over everything else in their list; a list of nothing but exclusions means all other ports. Neither
+that nor `all` includes the ports that the kernel hands out itself (ip_local_port_range), and neither insists on
+every port (`weak`).
 """
 
 import socket
@@ -110,9 +112,9 @@ def _parse(text: str, value: str) -> ForwardSpec:
     if everything is None and not ranges:
         everything = PortRange(1, PORT_MAX, 1, weak=True)
     ranges.sort()
-    for one, other in zip(ranges, ranges[1:], strict=False):
-        if other.first <= one.last:
-            raise _Fault(f"port {other.first} is given twice")
+    for at, entry in enumerate(ranges[1:]):
+        if entry.first <= ranges[at].last:
+            raise _Fault(f"port {entry.first} is given twice")
     if everything is not None:
         ranges = [*ranges, everything]
     return ForwardSpec(text, address, interface, tuple(ranges), tuple(excluded))

@@ -1,9 +1,9 @@
 """Binding the host's side of forwards: rules in, bound sockets out.
 
-A port without address goes on one dual-stack socket where both versions are on. Ports that were named must bind; those of
-all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be bound. UDP sockets
-are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that the sockets of their flows
-can share the port.
+A port without address goes on one dual-stack socket where both versions are on. Ports that were named must bind;
+those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be
+bound. UDP sockets are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that
+the sockets of their flows can share the port.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Where messages go: standard error, the system log in the background, or a file of bounded size.
 
-A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. What cannot be
-written is lost: a full disk must not stop the traffic.
+A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. What
+cannot be written is lost: a full disk must not stop the traffic.
 """
 
 import os

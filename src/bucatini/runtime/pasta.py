@@ -2,8 +2,8 @@
 
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
 2. Files that the user named are opened, while paths still mean what they meant: pid file, capture, log.
-3. The background, where asked for: forked early, so that everything later belongs to the process that serves; the parent
-   waits. A failure up to readiness prints one line and leaves nothing behind.
+3. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
+   parent waits. A failure up to readiness prints one line and leaves nothing behind.
 4. `spawn` or `join`: the guest's namespaces and its tap, configured. A spawned command waits.
 5. `bind_forwards`: as whoever started us, low ports included.
 6. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.

@@ -7,8 +7,8 @@ from bucatini.wire import arp, ethernet
 def answer(config: ServiceConfig, frame: ethernet.Ethernet) -> bytes | None:
     """Return the reply to a request, or None. Raises WireError.
 
-    A probe or announcement of the guest about the address it has, or is to have, gets no answer: it would take that for a
-    conflict (RFC 5227 §2.1).
+    A probe or announcement of the guest about the address it has, or is to have, gets no answer: it would take that
+    for a conflict (RFC 5227 §2.1).
     """
     message = arp.Arp.parse(frame.payload)
     if message.operation != arp.REQUEST:

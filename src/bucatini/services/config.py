@@ -1,6 +1,6 @@
 """What the services need to know, as bytes ready for the wire."""
 
-import socket
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple
 
 from bucatini.plan.plan import Plan
@@ -9,12 +9,12 @@ from bucatini.plan.settings import Settings
 
 def pack4(address: str) -> bytes:
     """Return the 4 bytes of an IPv4 address."""
-    return socket.inet_pton(socket.AF_INET, address)
+    return inet_pton(AF_INET, address)
 
 
 def pack6(address: str) -> bytes:
     """Return the 16 bytes of an IPv6 address; a scope id is cut off."""
-    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return inet_pton(AF_INET6, address.partition("%")[0])
 
 
 class ServiceConfig(NamedTuple):

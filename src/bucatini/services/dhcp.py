@@ -1,6 +1,7 @@
 """DHCP: one lease for one guest, the address it is to have, for ever (RFC 2131).
 
-There is nothing to remember: every answer follows from the request and the configuration. BOOTP clients are answered too.
+There is nothing to remember: every answer follows from the request and the configuration. BOOTP clients are answered
+too.
 """
 
 import struct
@@ -25,7 +26,7 @@ def answer(config: ServiceConfig, frame: ethernet.Ethernet) -> bytes | None:
     reply = _reply(config, request)
     if reply is None:
         return None
-    # RFC 2131 §4.1: to ciaddr when the client has an address; to the broadcast address when it asks for that or gets a NAK
+    # RFC 2131 §4.1: to ciaddr when the client has an address; broadcast when it asks for that or gets a NAK
     kind = reply.message_type
     if any(request.ciaddr) and kind != dhcp.NAK:
         dst = request.ciaddr
@@ -116,7 +117,7 @@ def _same_network(config: ServiceConfig) -> bool:
 
 
 def _fqdn(request: dhcp.Dhcp, name: str) -> bytes:
-    """Return the FQDN option: encoded as the client asks (E bit), no DNS update by anybody (N bit), RFC 4702 §2.1, §4."""
+    """Return the FQDN option: encoded as the client asks (E bit), no DNS updates (N bit), RFC 4702 §2.1, §4."""
     asked = request.option(dhcp.CLIENT_FQDN)
     encoded = asked is None or not asked or bool(asked[0] & dhcp.FQDN_E)
     flags = (dhcp.FQDN_E if encoded else 0) | dhcp.FQDN_N

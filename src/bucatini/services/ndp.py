@@ -1,7 +1,8 @@
 """Neighbour discovery: we are every neighbour but the guest itself, and its router (RFC 4861, RFC 8106).
 
-Router advertisements answer solicitations, and go out unasked: soon after start and then about every `INTERVAL_NS`, long
-before the default route's lifetime of `LIFETIME` seconds ends (D6). Time is a parameter, jitter comes from `random`.
+Router advertisements answer solicitations, and go out unasked: soon after start and then about every `INTERVAL_NS`,
+long before the default route's lifetime of `LIFETIME` seconds ends (D6). Time is a parameter, jitter comes from
+`random`.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """The slow path: a frame of the guest in, frames to the guest out. Which service it is for, and what it may cost.
 
-Every frame is hostile. A service raises `WireError` for what is malformed: the frame is dropped and counted here, and nothing
-goes further. A frame is answered by at most one frame, no longer than the link's smallest IPv6 MTU, or a DHCP message.
+Every frame is hostile. A service raises `WireError` for what is malformed: the frame is dropped and counted here,
+and nothing goes further. A frame is answered by at most one frame, no longer than the link's smallest IPv6 MTU, or a
+DHCP message.
 """
 
 from collections.abc import Callable

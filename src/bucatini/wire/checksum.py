@@ -1,6 +1,7 @@
 """The Internet checksum (RFC 1071), and the pseudo headers that TCP, UDP and ICMPv6 take into it.
 
-Works on one number instead of a loop over words: the one's complement sum of 16-bit words is that number modulo 2^16 - 1.
+Works on one number instead of a loop over words: the one's complement sum of 16-bit words is that number modulo 2^16
+- 1.
 """
 
 import struct

@@ -1,8 +1,9 @@
 """DHCP and BOOTP messages (RFC 2131 §2, RFC 951), with options as in RFC 2132.
 
-Options are pairs of code and bytes, in order, unknown ones too. An option in several pieces is put together (RFC 3396), those
-in the `file` and `sname` fields are found (option 52), so a message has each code once; `emit` cuts long ones into pieces
-again, and never makes use of those fields. A message without the magic cookie is BOOTP's and has no options.
+Options are pairs of code and bytes, in order, unknown ones too. An option in several pieces is put together (RFC
+3396), those in the `file` and `sname` fields are found (option 52), so a message has each code once; `emit` cuts
+long ones into pieces again, and never makes use of those fields. A message without the magic cookie is BOOTP's and
+has no options.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """DHCPv6 messages between client and server (RFC 8415 §8), their options, and options inside options.
 
-Options are pairs of code and bytes, in order; the same code may stand more than once. Relay messages (§9) have another format
-and are malformed here.
+Options are pairs of code and bytes, in order; the same code may stand more than once. Relay messages (§9) have
+another format and are malformed here.
 """
 
 import struct

@@ -1,8 +1,8 @@
-"""Domain names as labels with lengths in front (RFC 1035 §3.1), alone and in lists, with and without compression.
+r"""Domain names as labels with lengths in front (RFC 1035 §3.1), alone and in lists, with and without compression.
 
-DHCP options 81 and 119, DHCPv6 options 24 and 39 and the DNSSL option of router advertisements carry them. A name is text
-as in a zone file, without the dot of the root at its end: a dot or backslash inside a label is written `\\.` or `\\\\`, a byte
-that is no printable ASCII `\\ddd` (RFC 1035 §5.1). The root itself is the empty text.
+DHCP options 81 and 119, DHCPv6 options 24 and 39 and the DNSSL option of router advertisements carry them. A name is
+text as in a zone file, without the dot of the root at its end: a dot or backslash inside a label is written `\\.` or
+`\\\\`, a byte that is no printable ASCII `\\ddd` (RFC 1035 §5.1). The root itself is the empty text.
 """
 
 from bucatini.errors import Malformed, Truncated

@@ -1,7 +1,7 @@
 """Ethernet II frames (RFC 894): two addresses, an EtherType, a payload.
 
-Departure: frames with a VLAN tag (IEEE 802.1Q) or an IEEE 802.3 length instead of an EtherType are malformed here, because
-no guest has a use for them.
+Departure: frames with a VLAN tag (IEEE 802.1Q) or an IEEE 802.3 length instead of an EtherType are malformed here,
+because no guest has a use for them.
 """
 
 import struct

@@ -122,7 +122,8 @@ class Error(NamedTuple):
         mtu = f", mtu {self.mtu}" if self.mtu is not None else ""
         names = _NAMES4 if self.version == 4 else _NAMES6
         name = names.get((self.type, self.code)) or names.get((self.type, -1)) or f"type {self.type}"
-        return f"{'ICMP' if self.version == 4 else 'ICMP6,'} {name}, code {self.code}{mtu}, length {len(self.quoted) + HEADER}"
+        protocol = "ICMP" if self.version == 4 else "ICMP6,"
+        return f"{protocol} {name}, code {self.code}{mtu}, length {len(self.quoted) + HEADER}"
 
 
 _NAMES4 = {

@@ -1,8 +1,8 @@
 """IPv6 packets (RFC 8200): the fixed header, and the extension headers in front of the upper layer.
 
-`upper_layer` walks hop-by-hop options, destination options and routing headers, and stops at a fragment header. Their
-contents are kept as bytes. Departure: other extension headers (authentication, mobility and so on) end the walk as if they
-were an upper layer, and more than eight in a row are malformed.
+`upper_layer` walks hop-by-hop options, destination options and routing headers, and stops at a fragment header.
+Their contents are kept as bytes. Departure: other extension headers (authentication, mobility and so on) end the
+walk as if they were an upper layer, and more than eight in a row are malformed.
 """
 
 import struct

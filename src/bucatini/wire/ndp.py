@@ -1,8 +1,8 @@
 """Neighbour discovery for IPv6 (RFC 4861): solicitations and advertisements of routers and neighbours, with options.
 
-Messages are read from and written to an `Icmp` message, whose checksum and pseudo header are that class's business. The rules
-of §6.1 and §7.1 that the message alone decides (code 0, lengths, multicast targets) are checked here; the hop limit of 255 and
-what depends on the source address is the receiver's business.
+Messages are read from and written to an `Icmp` message, whose checksum and pseudo header are that class's business.
+The rules of §6.1 and §7.1 that the message alone decides (code 0, lengths, multicast targets) are checked here; the
+hop limit of 255 and what depends on the source address is the receiver's business.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """One line about any frame, for --trace."""
 
-import socket
 import struct
+from socket import AF_INET, AF_INET6, inet_ntop
 
 from bucatini.errors import WireError
 from bucatini.wire import arp, ethernet, ipv4, ipv6
@@ -23,13 +23,13 @@ def summarise(frame: bytes) -> str:
             return str(arp.Arp.parse(outer.payload))
         if outer.ethertype == ethernet.ETHERTYPE_IPV4:
             four = ipv4.IPv4.parse(outer.payload)
-            src, dst = (socket.inet_ntop(socket.AF_INET, a) for a in (four.src, four.dst))
+            src, dst = (inet_ntop(AF_INET, a) for a in (four.src, four.dst))
             if four.is_fragment:
                 return str(four)
             return _above("IP", src, dst, four.protocol, four.payload)
         if outer.ethertype == ethernet.ETHERTYPE_IPV6:
             six = ipv6.IPv6.parse(outer.payload)
-            src, dst = (socket.inet_ntop(socket.AF_INET6, a) for a in (six.src, six.dst))
+            src, dst = (inet_ntop(AF_INET6, a) for a in (six.src, six.dst))
             return _above("IP6", src, dst, six.next_header, six.payload)
         return str(outer)
     except WireError as error:

@@ -22,8 +22,8 @@ class Udp(NamedTuple):
         """Parse a datagram; what is behind its length is padding.
 
         Args:
-            src, dst: addresses of the packet. Without them the checksum is not verified: that of a frame whose checksum is
-                offloaded covers the pseudo header only.
+            src, dst: addresses of the packet. Without them the checksum is not verified: that of a frame whose checksum
+                is offloaded covers the pseudo header only.
         """
         if len(data) < HEADER:
             raise Truncated(f"UDP header of {len(data)} bytes")

@@ -73,11 +73,9 @@ def test_the_command_line_is_read_as_glibc_reads_it(line: list[str]) -> None:
     longs = ",".join(spec.long + (":" if spec.takes_value else "") for spec in SPECS)
     command = [program, "-u", "-n", "pasta", "-o", shorts, "-l", longs, "--", *line]
     theirs = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
-    try:
-        result = ours(line)
-    except GetoptError as error:
-        assert theirs.returncode == 1
-        assert theirs.stderr.splitlines()[0] == f"pasta: {error}"
+    if theirs.returncode:
+        with pytest.raises(GetoptError) as caught:
+            ours(line)
+        assert theirs.stderr.splitlines()[0] == f"pasta: {caught.value}"
     else:
-        assert theirs.returncode == 0, theirs.stderr
-        assert long_names(theirs.stdout.split()) == [word for word in result if word]
+        assert long_names(theirs.stdout.split()) == [word for word in ours(line) if word]
