@@ -85,7 +85,8 @@ class Guest:
 
     def wrap(self, command: list[str], cpu: int) -> list[str]:
         """The command line that runs `command` inside."""
-        enter = ["nsenter", "-t", str(self.pid), "-U", "-n", "--preserve-credentials"]
+        enter = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
+        enter += ["nsenter", "-t", str(self.pid), "-U", "-n", "--preserve-credentials"]
         return [*enter, "taskset", "-c", str(cpu), *command]
 
     def command(self, command: list[str], cpu: int) -> str:

@@ -27,13 +27,13 @@ def raw_address(host: str, port: int) -> bytes:
     return family + port.to_bytes(2, "big") + socket.inet_aton(host) + bytes(8)
 
 
-def serve(role: str, port: int, size: int, seconds: float) -> None:
-    """Run a server on every address."""
+def serve(role: str, host: str, port: int, size: int, seconds: float) -> None:
+    """Run a server on one address."""
     kind = socket.SOCK_STREAM if role in ("echo", "requests") else socket.SOCK_DGRAM
-    sock = socket.socket(socket.AF_INET6, kind)
+    family, address = address_of(host, port)
+    sock = socket.socket(family, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    sock.bind(("::", port))
+    sock.bind(address)
     if kind == socket.SOCK_STREAM:
         sock.listen(4096)
     print("ready", flush=True)
@@ -95,8 +95,8 @@ def main() -> None:
     role, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     size = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     seconds = float(sys.argv[5]) if len(sys.argv) > 5 else 1.0
-    if host == "serve":
-        serve(role, port, size, seconds)
+    if role in ("echo", "requests", "udpecho", "sink", "blast"):
+        serve(role, host, port, size, seconds)
     else:
         print(json.dumps(measure(role, host, port, size, seconds)))
 
