@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def udp_in(size: int) -> Callable[[System], float]:
         # The sender takes all it gets of a CPU: not the translator's
         peer = Server(system.topology, [*TRAFFIC, "blast", ROUTED, "7102", str(size), "2.5"], CLIENT)
         try:
-            text = system.output([*TRAFFIC, "udprecv", ROUTED, "7102", str(size), "2"], CLIENT)
+            text = system.output([*TRAFFIC, "udprecv", ROUTED, "7102", str(size), "2"], TRANSLATOR)
             return float(json.loads(text)["per_second"]) / 1000
         finally:
             peer.stop()
@@ -292,6 +293,8 @@ def main() -> None:
     parser.add_argument("--peers", help="folder with the programs of the peers")
     parser.add_argument("--cells", help="only these, separated by commas")
     arguments = parser.parse_args()
+    # Ended from outside, namespaces and settings are put back all the same
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(measure(arguments), indent=1) + "\n")
     print(f"written to {arguments.json}; SERVER {SERVER4} by way of {ROUTED}")

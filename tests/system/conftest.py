@@ -23,6 +23,11 @@ from system.users import ROOT, TUN, User, open_tun, unprivileged
 MARK = "BUCATINI_TEST_MARK"
 
 
+def pytest_sessionstart() -> None:
+    """A session that is told to end cleans up too: pytest itself only knows the interrupt of a terminal."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """System tests make namespaces: without root there is nothing that they could do."""
     reason = None

@@ -119,9 +119,13 @@ def _copy(package: Path, python: str) -> Installation:
             if logs is None:
                 script.write_text(f"#!{environment}/bin/python\n{text}")
             else:
-                # LD_PRELOAD is for this process and what it runs, not for the setpriv before it.
+                # The preloaded libraries are for our process, not for the setpriv before it.
                 inner = script.with_name(f"{entry.name}-itself")
-                inner.write_text(text)
+                # Nor for the guest's programs: they are not ours to examine, and some hang with it.
+                forget = (
+                    f"import os\nfor name in {['LD_PRELOAD', *SANITIZER_OPTIONS]}:\n    os.environ.pop(name, None)\n"
+                )
+                inner.write_text(forget + text)
                 options = " ".join(f"{name}={value.format(logs=logs)}" for name, value in SANITIZER_OPTIONS.items())
                 script.write_text(
                     f'#!/bin/sh\nexec env LD_PRELOAD="{preload}" {options} {environment}/bin/python {inner} "$@"\n'
