@@ -1,10 +1,10 @@
 """The compiled parser: what it accepts, what it refuses and by which counter, and that it agrees with `wire/`."""
 
+from bucatini.datapath.counters import names
+from bucatini.datapath.parse import parse_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bucatini.datapath.counters import names
-from bucatini.datapath.parse import parse_bytes
 from bucatini.errors import WireError
 from bucatini.wire.ethernet import Ethernet
 from bucatini.wire.ipv4 import IPv4

@@ -1,12 +1,11 @@
 """Checksum, SipHash and the names of the counters."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from bucatini.datapath.checksum import sum16
 from bucatini.datapath.counters import names
 from bucatini.datapath.siphash import siphash24_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def reference(data: bytes, initial: int) -> int:
