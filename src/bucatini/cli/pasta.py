@@ -14,6 +14,11 @@ def main() -> int:
     from bucatini.host import process
 
     process.occupy_standard_descriptors()
+    # Python gives no stream to a descriptor that was closed when it started
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the whole run
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the whole run
     process.close_inherited()
     process.have_directory()
     try:
