@@ -73,8 +73,10 @@ lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
 	check $(PYTEST) -q tests/unit/test_layers.py tests/unit/test_theory.py; \
 	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
 
-bench: build ## benchmarks
-	@echo "There are no benchmarks yet; docs/performance.md says what was measured and how."
+bench: build packages ## Bucatini beside the peers of $$PEERS or PATH: docs/performance.{json,md,svg}; root, takes minutes
+	cd bench && ../$(PY) setup.py --quiet build_ext --inplace --build-temp ../build/bench
+	$(PY) bench/compare.py --json docs/performance.json $(if $(PEERS),--peers $(PEERS))
+	$(PY) bench/report.py docs/performance.json
 
 # The sanitized modules live below build/asan; src/ keeps its own. Only the program's processes are preloaded in the
 # system tests (tests/system/installation.py), and every report of theirs fails the test that caused it.

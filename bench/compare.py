@@ -109,13 +109,13 @@ def iperf(*options: str) -> Callable[[System], float]:
     """A cell of TCP throughput, Gbit/s."""
 
     def run(system: System) -> float:
-        text = system.output(["iperf3", "-J", "-c", ROUTED, "-t", "2", *options], CLIENT)
+        text = system.output(["iperf3", "-J", "-c", ROUTED, "-t", "1", *options], CLIENT)
         return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
     return run
 
 
-def ask(role: str, server: str, port: int, *, size: int = 1, seconds: float = 2.0) -> Callable[[System], float]:
+def ask(role: str, server: str, port: int, *, size: int = 1, seconds: float = 1.0) -> Callable[[System], float]:
     """A cell of operations per second, everything on one CPU."""
 
     def run(system: System) -> float:
@@ -136,10 +136,10 @@ def udp_out(size: int) -> Callable[[System], float]:
     """Datagrams per second that reach the server, thousands."""
 
     def run(system: System) -> float:
-        peer = Server(system.topology, [*TRAFFIC, "sink", ROUTED, "7101", str(size), "2"], SERVER)
+        peer = Server(system.topology, [*TRAFFIC, "sink", ROUTED, "7101", str(size), "1"], SERVER)
         try:
-            system.output([*TRAFFIC, "udpsend", ROUTED, "7101", str(size), "2.5"], CLIENT)
-            return float(peer.result()["count"]) / 2 / 1000
+            system.output([*TRAFFIC, "udpsend", ROUTED, "7101", str(size), "1.5"], CLIENT)
+            return float(peer.result()["count"]) / 1000
         finally:
             peer.stop()
 
@@ -151,9 +151,9 @@ def udp_in(size: int) -> Callable[[System], float]:
 
     def run(system: System) -> float:
         # The sender takes all it gets of a CPU: not the translator's
-        peer = Server(system.topology, [*TRAFFIC, "blast", ROUTED, "7102", str(size), "2.5"], CLIENT)
+        peer = Server(system.topology, [*TRAFFIC, "blast", ROUTED, "7102", str(size), "1.5"], CLIENT)
         try:
-            text = system.output([*TRAFFIC, "udprecv", ROUTED, "7102", str(size), "2"], TRANSLATOR)
+            text = system.output([*TRAFFIC, "udprecv", ROUTED, "7102", str(size), "1"], TRANSLATOR)
             return float(json.loads(text)["per_second"]) / 1000
         finally:
             peer.stop()
@@ -161,6 +161,10 @@ def udp_in(size: int) -> Callable[[System], float]:
     return run
 
 
+PLACEMENT = (
+    "The translator is pinned to CPU 0, the program in the namespace to CPU 1, the server to CPU 0; round trips and "
+    "connect-request-response have all three on CPU 0; for UDP towards the namespace the sender is alone on CPU 1."
+)
 TCP = {
     "tcp-out": ("TCP, namespace to host, Gbit/s", iperf()),
     "tcp-in": ("TCP, host to namespace, Gbit/s", iperf("-R")),
@@ -282,7 +286,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"exec to readiness, ms: {shown}", flush=True)
     finally:
         topology.close()
-    return {"runs": arguments.runs, "kernel": os.uname().release, "cpus": os.cpu_count(), "cells": results, **extra}
+    return {
+        "runs": arguments.runs,
+        "placement": PLACEMENT,
+        "kernel": os.uname().release,
+        "cpus": os.cpu_count(),
+        "cells": results,
+        **extra,
+    }
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def refused(namespace: NamedNamespace, protocol: str, address: str, port: int) -
 @both_versions
 @both_protocols
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.spec)
-def test_a_port_specification_forwards_what_it_says(pasta: Pasta, form: Form, protocol: str, version: int) -> None:
+def test_L5_a_port_specification_forwards_what_it_says(pasta: Pasta, form: Form, protocol: str, version: int) -> None:
     bracketed = {4: "{}", 6: "[{}]"}[version]
     spec = form.spec.format(
         host=HOST[version], any=bracketed.format(ANY[version]), other=bracketed.format(OTHER[version])

@@ -1,9 +1,11 @@
 """What pasta writes down: captures, logs, statistics, traces."""
 
 import re
+import socket
 import subprocess
 
 import pytest
+from scapy.all import TCP, rdpcap
 
 from system.namespaces import echo, receive
 from system.programs import need
@@ -105,3 +107,21 @@ for _ in range(15):
 @pytest.mark.parametrize("option", ["--debug", "--trace"])
 def test_debug_output_is_more(pasta: Pasta, option: str) -> None:
     assert len(output_of(pasta, option)) > len(output_of(pasta))
+
+
+def test_T23_T33_every_frame_to_the_guest_is_whole_and_every_segment_acknowledges(pasta: Pasta) -> None:
+    path = str(pasta.workspace / "capture.pcap")
+    server = pasta.topology.server.serve_tcp(SERVER4, echo)
+    guest = pasta.guest("--config-net", "--pcap", path)
+    with guest.connect(SERVER4, server.port) as connection:
+        connection.sendall(b"x" * 3000)
+        connection.shutdown(socket.SHUT_WR)
+        assert receive(connection) == b"x" * 3000
+    with pytest.raises(ConnectionRefusedError):
+        guest.connect(SERVER4, 1)
+    assert guest.finish() == 0
+    ours = [frame for frame in rdpcap(path) if frame.src == "9a:55:9a:55:9a:55"]
+    segments = [frame[TCP].flags for frame in ours if TCP in frame]
+    assert {"SA", "RA", "FA"} <= {str(flags) for flags in segments}
+    assert all(flags.A for flags in segments)
+    assert min(len(frame) for frame in ours) >= 60

@@ -8,10 +8,10 @@ The trace takes the GIL for each frame: it is for looking, not for speed.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold
-from bucatini.datapath.headers cimport VNET_NEEDS_CSUM, vnet_hdr
+from bucatini.datapath.headers cimport ETH_MIN, VNET_NEEDS_CSUM, vnet_hdr
 from bucatini.datapath.link cimport LINK_ROOM, Frame
 from bucatini.datapath.syscalls cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, iovec, mmap, munmap, timespec,
@@ -112,7 +112,11 @@ cdef uint8_t *wrapped_reserve(Link *link) noexcept nogil:
 
 cdef int capture_commit(Link *link, uint32_t length, const vnet_hdr *vnet) noexcept nogil:
     cdef iovec iov
-    iov.iov_base = link.inner.reserve(link.inner)
+    cdef uint8_t *frame = link.inner.reserve(link.inner)
+    if length < ETH_MIN:  # as it will be on the wire
+        memset(frame + length, 0, ETH_MIN - length)
+        length = ETH_MIN
+    iov.iov_base = frame
     iov.iov_len = length
     record(<WrapState *> link.state, &iov, 1, vnet)
     return link.inner.commit(link.inner, length, vnet)

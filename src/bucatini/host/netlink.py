@@ -64,7 +64,6 @@ RTA_NH_ID = 30
 RTAX_MTU = 2
 RTNH_F_DEAD = 1
 RTNH_F_ONLINK = 4
-RTNH_F_LINKDOWN = 16
 RTN_UNICAST = 1
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
@@ -270,7 +269,7 @@ class Netlink:
                 hops = objects.get(struct.unpack("=I", found[RTA_NH_ID])[0], ())
             else:
                 hops = _hops(family, found, flags)
-            alive = [hop for hop in hops if not hop.flags & (RTNH_F_DEAD | RTNH_F_LINKDOWN)]
+            alive = [hop for hop in hops if not hop.flags & RTNH_F_DEAD]
             alive.sort(key=lambda hop: -hop.weight)
             if not alive:
                 continue
