@@ -86,22 +86,28 @@ def page(data: dict[str, Any]) -> str:
     retransmissions = ", ".join(f"{name}: {count}" for name, count in data["retransmissions"].items())
     memory = ", ".join(f"{name}: {size / 1024:.1f} MiB" for name, size in data["memory_kib"].items() if size)
     method = (
-        f"Kernel {data['kernel']}, {data['cpus']} CPUs; {versions}. A host namespace and a server namespace joined by veth "
+        f"Kernel {data['kernel']}, {data['cpus']} CPUs; {versions}. A host namespace and a server "
+        "namespace joined by veth "
         "(MTU 1500), congestion control cubic everywhere, each system run by an unprivileged user. "
         f"{data['placement']} TCP throughput is iperf3's, one second a run; the rest is measured by the generators of "
-        f"bench/load.pyx. The systems take turns; medians of {data['runs']} runs, least and most in brackets. veth is no "
-        "translation at all: the limit. Ratios: Bucatini to the better of the two peers (for the start, below 1 would be "
+        f"bench/load.pyx. The systems take turns; medians of {data['runs']} runs, least and most in "
+        "brackets. veth is no "
+        "translation at all: the limit. Ratios: Bucatini to the better of the two peers (for the start, "
+        "below 1 would be "
         "faster), and to veth."
     )
     slower = (
-        "Where we are slower: the start. An interpreter has to load what a C program has linked; ARCHITECTURE.md says what "
-        "is done about it. slirp4netns's figure is the byte on its ready descriptor, without configuration of addresses by "
+        "Where we are slower: the start. An interpreter has to load what a C program has linked; "
+        "ARCHITECTURE.md says what "
+        "is done about it. slirp4netns's figure is the byte on its ready descriptor, without "
+        "configuration of addresses by "
         "the end of it; the others' is the end of the parent process."
     )
     lines = [
         "# Performance",
         "",
-        "Made by `make bench`, not by hand: `bench/compare.py` measures, `bench/report.py` writes this page and the chart.",
+        "Made by `make bench`, not by hand: `bench/compare.py` measures, `bench/report.py` writes this "
+        "page and the chart.",
         "",
         *textwrap.wrap(method, 118),
         "",
