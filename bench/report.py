@@ -106,8 +106,7 @@ def page(data: dict[str, Any]) -> str:
     lines = [
         "# Performance",
         "",
-        "Made by `make bench`, not by hand: `bench/compare.py` measures, `bench/report.py` writes this "
-        "page and the chart.",
+        "Made by `make bench`, not by hand: bench/compare.py measures, bench/report.py writes page and chart.",
         "",
         *textwrap.wrap(method, 118),
         "",

@@ -3,12 +3,16 @@
 A specification keeps where to listen and which ports go where; `rules` turns those of one protocol into
 `ForwardRule`s.
 
-    none | all | auto | [ADDR][%IF]/PORTS | PORTS
-    PORTS: a comma list of  FIRST[-LAST][:[TOADDR/]TO[-TOLAST]]   FIRST[-LAST]:TOADDR   ~FIRST[-LAST]   all[:TOADDR]
+    none | [ADDR][%IF]/PORTS | PORTS
+    PORTS: a comma list of  FIRST[-LAST][:[TOADDR/]TO[-TOLAST]]   FIRST[-LAST]:TOADDR   ~FIRST[-LAST]
+                            all[:TOADDR]   auto
 
 Exclusions win over everything else in their list; a list of nothing but exclusions means all other ports. Neither
 that nor `all` includes the ports that the kernel hands out itself (ip_local_port_range), and neither insists on
-every port (`weak`).
+every port (`weak`). Several specifications add up; named ports take precedence over those of `all`, whatever the
+order. IPv6 addresses may stand in brackets, and behind a colon must where FIRST:TOADDR could be read as an address.
+
+What is wrong with a specification is a UsageError in one line, names and values of the user's made printable.
 """
 
 import socket
@@ -38,7 +42,7 @@ class ForwardSpec(NamedTuple):
     interface: str | None = None  # listen on this host interface; None: any
     ranges: tuple[PortRange, ...] = ()  # ascending, disjoint
     excluded: tuple[tuple[int, int], ...] = ()
-    auto: bool = False  # those bound on the other side
+    auto: bool = False  # also those bound on the other side
 
 
 class ForwardRule(NamedTuple):
@@ -51,8 +55,25 @@ class ForwardRule(NamedTuple):
     last: int
     to: int
     to_address: str | None
-    weak: bool
+    weak: bool  # a port that cannot be bound is no error
     text: str
+    follows: bool = False  # a UDP port that only follows TCP's: not even one of the rule has to be bound
+
+
+def shown(text: str) -> str:
+    """Return what a user gave as it may stand in a message of one line."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def is_interface_name(text: str) -> bool:
+    """Whether the kernel takes this as the name of an interface (dev_valid_name in net/core/dev.c), printable ones only."""
+    return (
+        text.isprintable()
+        and 0 < len(text.encode()) < 16  # IFNAMSIZ
+        and text not in {".", ".."}
+        and not any(c in "/: " for c in text)
+    )
 
 
 def canonical(address: str) -> str | None:
@@ -77,47 +98,60 @@ def parse_forward(option: str, value: str) -> ForwardSpec:
     Raises:
         UsageError: names the option, the value and what is wrong with it.
     """
-    text = f"{option} {value}"
+    text = f"{option} {shown(value)}"
     try:
         return _parse(text, value)
     except _Fault as fault:
-        raise UsageError(f"{option}: invalid port specification '{value}': {fault}") from None
+        raise UsageError(f"{option}: invalid port specification '{shown(value)}': {fault}") from None
 
 
 def _parse(text: str, value: str) -> ForwardSpec:
     if value == "none":
         return ForwardSpec(text)
     address, interface, ports = _listen_on(value)
-    if ports == "auto":
-        return ForwardSpec(text, address, interface, auto=True)
     ranges: list[PortRange] = []
     excluded: list[tuple[int, int]] = []
     everything: PortRange | None = None
+    auto = False
     for element in ports.split(","):
         if not element:
             raise _Fault("an empty element")
         if element == "all" or element.startswith("all:"):
-            to_address = None
-            if element != "all":
-                to_address = _guest_address(element[4:])
+            if everything is not None:
+                raise _Fault("'all' is given twice")
+            to_address = None if element == "all" else _guest_address(element[4:])
             everything = PortRange(1, PORT_MAX, 1, to_address, weak=True)
         elif element[0] == "~":
             excluded.append(_range(element[1:]))
         elif element == "auto":
-            raise _Fault("'auto' stands alone")
+            auto = True
         elif element == "none":
             raise _Fault("'none' stands alone")
         else:
             ranges.append(_mapping(element))
-    if everything is None and not ranges:
+    if auto and everything is not None:
+        raise _Fault("'auto' does not go with 'all'")
+    if everything is None and not ranges and not auto:
         everything = PortRange(1, PORT_MAX, 1, weak=True)
-    ranges.sort()
+    ranges.sort(key=_first)
     for at, entry in enumerate(ranges[1:]):
         if entry.first <= ranges[at].last:
             raise _Fault(f"port {entry.first} is given twice")
     if everything is not None:
         ranges = [*ranges, everything]
-    return ForwardSpec(text, address, interface, tuple(ranges), tuple(excluded))
+    if address is not None:
+        for entry in ranges:
+            if entry.to_address is not None and _is_v6(entry.to_address) != _is_v6(address):
+                raise _Fault(f"'{address}' and '{entry.to_address}' are not of one IP version")
+    return ForwardSpec(text, address, interface, tuple(ranges), tuple(excluded), auto)
+
+
+def _first(entry: PortRange) -> int:
+    return entry.first
+
+
+def _is_v6(address: str) -> bool:
+    return ":" in address
 
 
 def _listen_on(value: str) -> tuple[str | None, str | None, str]:
@@ -125,37 +159,54 @@ def _listen_on(value: str) -> tuple[str | None, str | None, str]:
     head, slash, ports = value.partition("/")
     if not slash:
         return None, None, value
-    # FIRST:TOADDR/TO has a slash too: then what stands before it is no address
     if head.startswith("["):
         inner, closed, rest = head[1:].partition("]")
         if not closed:
             raise _Fault("a bracket is not closed")
+        if not _is_v6(inner):
+            raise _Fault(f"'{shown(inner)}' is no IPv6 address")
+        if rest and not rest.startswith("%"):
+            raise _Fault(f"'{shown(rest)}' behind the bracket")
         head = inner + rest
     address, percent, interface = head.partition("%")
     if address and canonical(address) is None:
-        if ":" in head and not percent:
+        # FIRST:TOADDR/TO has a slash too: then what stands before it is no address
+        if ":" in head and not percent and not value.startswith("["):
             return None, None, value
-        raise _Fault(f"'{address}' is no address")
-    if percent and not (0 < len(interface.encode()) < 16):
-        raise _Fault(f"'{interface}' is no interface name")
+        raise _Fault(f"'{shown(address)}' is no address")
+    if percent and not is_interface_name(interface):
+        raise _Fault(f"'{shown(interface)}' is no interface name")
     if not address and not percent:
         raise _Fault("nothing in front of the slash")
     if not ports:
         raise _Fault("no ports behind the slash")
+    if address and _is_multicast(address):
+        raise _Fault(f"'{address}' is a multicast address")
     return (canonical(address) if address else None), interface if percent else None, ports
 
 
+def _is_multicast(address: str) -> bool:
+    family = socket.AF_INET6 if _is_v6(address) else socket.AF_INET
+    first = socket.inet_pton(family, address)[0]
+    return first == 0xFF if family == socket.AF_INET6 else 224 <= first < 240
+
+
 def _guest_address(text: str) -> str:
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    address = canonical(bare)
-    if address is None:
-        raise _Fault(f"'{text}' is no address")
+    """Return the address of a guest that a mapping names."""
+    bracketed = text.startswith("[") and text.endswith("]")
+    address = canonical(text[1:-1] if bracketed else text)
+    if address is None or "%" in address or (bracketed and not _is_v6(address)):
+        raise _Fault(f"'{shown(text)}' is no address")
+    if _is_multicast(address) or address in {"0.0.0.0", "::", "255.255.255.255"}:
+        raise _Fault(f"'{address}' is no address of a single host")
+    if address == "::1" or address.startswith("127."):
+        raise _Fault(f"'{address}' cannot be reached from outside the namespace")
     return address
 
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 5:
-        raise _Fault(f"'{text}' is no port")
+        raise _Fault(f"'{shown(text)}' is no port")
     port = int(text)
     if not 0 < port <= PORT_MAX:
         raise _Fault(f"port {port} is not in 1..{PORT_MAX}")
@@ -181,7 +232,7 @@ def _mapping(element: str) -> PortRange:
     where, slash, to_ports = target.rpartition("/")
     if slash:
         to_address = _guest_address(where)
-    elif canonical(target.strip("[]")) is not None:
+    elif target.startswith("[") or canonical(target) is not None:
         return PortRange(first, last, first, _guest_address(target))
     to, to_last = _range(to_ports)
     if "-" in to_ports and to_last - to != last - first:
@@ -192,23 +243,25 @@ def _mapping(element: str) -> PortRange:
 
 
 def _without(first: int, last: int, holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return what is left of first..last without the holes."""
-    left = [(first, last)]
-    for low, high in holes:
-        left = [
-            piece
-            for a, b in left
-            for piece in ((a, min(b, low - 1)), (max(a, high + 1), b))
-            if piece[0] <= piece[1] and not (low <= piece[0] and piece[1] <= high)
-        ]
-        left = sorted(set(left))
+    """Return what is left of first..last without the holes, ascending."""
+    left = []
+    for low, high in sorted(holes):
+        if low > last:
+            break
+        if first < low:
+            left.append((first, low - 1))
+        first = max(first, high + 1)
+    if first <= last:
+        left.append((first, last))
     return left
 
 
 def rules(
     specs: Iterable[ForwardSpec], protocol: int, ephemeral: tuple[int, int], tolerant: bool = False
 ) -> tuple[ForwardRule, ...]:
-    """Return the rules of one protocol's specifications.
+    """Return the rules of one protocol's specifications: those of named ports first, none overlapping another.
+
+    What a specification says again, a broader one before or behind it included, counts once.
 
     Args:
         ephemeral: first and last port that the kernel hands out itself.
@@ -217,42 +270,83 @@ def rules(
     Raises:
         UsageError: two specifications send the same port of the same address to different places.
     """
-    result: list[ForwardRule] = []
-    for spec in specs:
-        named = [(r.first, r.last) for r in spec.ranges if not r.weak]
-        for entry in spec.ranges:
-            holes = list(spec.excluded)
-            if entry.weak:
-                holes += [ephemeral, *named]
-            for first, last in _without(entry.first, entry.last, holes):
-                rule = ForwardRule(
-                    protocol,
-                    spec.address,
-                    spec.interface,
-                    first,
-                    last,
-                    entry.to + first - entry.first,
-                    entry.to_address,
-                    entry.weak or tolerant,
-                    spec.text,
-                )
-                if not _merge(result, rule):
-                    result.append(rule)
-    return tuple(result)
+    specs = tuple(specs)
+    named: list[ForwardRule] = []
+    others: list[ForwardRule] = []
+    for known, weak in ((named, False), (others, True)):
+        for spec in specs:
+            for entry in spec.ranges:
+                if entry.weak != weak:
+                    continue
+                rule = _rule(spec, entry, protocol, tolerant)
+                holes = list(spec.excluded)
+                if weak:
+                    holes += [ephemeral, *((r.first, r.last) for r in named if _meet(r, rule))]
+                for first, last in _without(entry.first, entry.last, holes):
+                    _add(known, _part(rule, first, last))
+    return (*named, *others)
 
 
-def _merge(known: list[ForwardRule], rule: ForwardRule) -> bool:
-    """Whether the rule is there already; a contradiction is an error."""
-    for other in known:
-        if (other.address, other.interface) != (rule.address, rule.interface):
+def _rule(spec: ForwardSpec, entry: PortRange, protocol: int, tolerant: bool) -> ForwardRule:
+    address = spec.address
+    if address is None and entry.to_address is not None:
+        # A connection cannot change its IP version on the way
+        address = "::" if _is_v6(entry.to_address) else "0.0.0.0"
+    return ForwardRule(
+        protocol=protocol,
+        address=address,
+        interface=spec.interface,
+        first=entry.first,
+        last=entry.last,
+        to=entry.to,
+        to_address=entry.to_address,
+        weak=entry.weak or tolerant,
+        text=spec.text,
+        follows=tolerant,
+    )
+
+
+def _part(rule: ForwardRule, first: int, last: int) -> ForwardRule:
+    return rule._replace(first=first, last=last, to=rule.to + first - rule.first)
+
+
+def _covers(rule: ForwardRule, other: ForwardRule) -> bool:
+    """Whether whatever arrives for the address and interface of `other` arrives for those of `rule`."""
+    if rule.interface is not None and rule.interface != other.interface:
+        return False
+    if rule.address is None or rule.address == other.address:
+        return True
+    if other.address is None:
+        return False
+    return rule.address == ("::" if _is_v6(other.address) else "0.0.0.0")
+
+
+def _meet(rule: ForwardRule, other: ForwardRule) -> bool:
+    """Whether the kernel would refuse to bind one port for both."""
+    if rule.interface is not None and other.interface is not None and rule.interface != other.interface:
+        return False
+    rule, other = rule._replace(interface=None), other._replace(interface=None)
+    return _covers(rule, other) or _covers(other, rule)
+
+
+def _add(known: list[ForwardRule], new: ForwardRule) -> None:
+    """Add what is not there yet; a contradiction is an error."""
+    pieces = [new]
+    for other in tuple(known):
+        low, high = max(other.first, new.first), min(other.last, new.last)
+        if low > high or not _meet(other, new):
             continue
-        if other.last < rule.first or rule.last < other.first:
-            continue
-        same = other.to - other.first == rule.to - rule.first and other.to_address == rule.to_address
-        if same and other.first <= rule.first and rule.last <= other.last:
-            return True
-        if other.weak or rule.weak:
-            continue  # what is bound first stays; the other one tolerates it
-        what = "is also" if same else "goes elsewhere"
-        raise UsageError(f"{rule.text}: port {max(other.first, rule.first)} {what} in '{other.text}'")
-    return False
+        if other.to - other.first != new.to - new.first or other.to_address != new.to_address:
+            raise UsageError(f"{new.text}: port {low} goes elsewhere in '{other.text}'")
+        if _covers(other, new):
+            pieces = [piece for old in pieces for piece in _cut(old, low, high)]
+        elif _covers(new, other):
+            at = known.index(other)
+            known[at : at + 1] = _cut(other, low, high)
+        else:
+            raise UsageError(f"{new.text}: port {low} is also in '{other.text}'")
+    known += pieces
+
+
+def _cut(rule: ForwardRule, low: int, high: int) -> list[ForwardRule]:
+    return [_part(rule, first, last) for first, last in _without(rule.first, rule.last, [(low, high)])]

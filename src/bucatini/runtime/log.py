@@ -5,8 +5,8 @@ cannot be written is lost: a full disk must not stop the traffic.
 """
 
 import os
+import select
 import socket
-import sys
 import time
 
 ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is sent as debug
@@ -101,8 +101,10 @@ class Log:
                 priority = FACILITY | min(level, DEBUG)
                 self.syslog.send(f"<{priority}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace"))
             elif self.stderr and (self.fd < 0 or level <= WARNING):
-                sys.stderr.write(f"{self.name}: {text}\n" if level <= WARNING else f"{text}\n")
-                sys.stderr.flush()
+                line = f"{self.name}: {text}\n" if level <= WARNING else f"{text}\n"
+                # Whoever reads too slowly misses chatter; the traffic does not wait for him
+                if level <= WARNING or select.select((), (2,), (), 0)[1]:
+                    os.write(2, line.encode(errors="replace"))
         except (OSError, ValueError):
             pass
 
