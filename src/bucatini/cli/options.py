@@ -1,8 +1,12 @@
-"""The one table of options: parser, --help and man page are made from it.
+"""The one table of options: parser, --help, man page and completion are made from it.
 
-Each record says how an option is written, what it means in a line, and how its value is checked and kept. Values are
-collected under the field names of `Settings`; `parse` then checks what only shows when all are known. Bad input
-raises `UsageError` with one line that names option and value.
+Each record says how an option is written, what it means in a line, how its value is checked and where it is kept.
+Values are collected under the field names of `Settings`, plus a few that only `parse` needs; `parse` then checks what
+only shows when all are known. Of an option that comes again the last counts, unless its record says otherwise. What
+is wrong raises `UsageError` with one line that names option and value; what is right but cannot be done yet
+`NotYetError`, after everything else was checked.
+
+Nothing here looks at the host: whether an interface or a file exists shows when it is used.
 """
 
 import socket
@@ -11,11 +15,24 @@ from typing import Any, NamedTuple
 
 from bucatini.cli.getopt import Spec, getopt
 from bucatini.errors import NotYetError, UsageError
-from bucatini.plan.ports import ForwardSpec, canonical, parse_forward
+from bucatini.plan.ports import ForwardSpec, canonical, is_interface_name, parse_forward, shown
 from bucatini.plan.settings import Settings
 
 Values = dict[str, Any]
-PORT_OPTIONS = {"tcp-ports": "-t", "udp-ports": "-u", "tcp-ns": "-T", "udp-ns": "-U"}
+Take = Callable[[Values, str, str, str], None]  # (values so far, field, name for messages, text)
+
+PASTA, PASST = 1, 2  # bits of Option.modes
+BOTH = PASTA | PASST
+ONCE, PER_VERSION, ADDS_UP = (
+    0,
+    1,
+    2,
+)  # Option.repeat: which of several count: the last, the last of each IP version, all
+
+PATH_MAX = 4095  # bytes without the zero byte, linux/limits.h
+SOCKET_PATH_MAX = 107  # bytes without the zero byte, unix(7)
+ID_MAX = (1 << 32) - 2  # (uid_t) -1 means "leave it"
+PID_LIMIT = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 
 
 class Option(NamedTuple):
@@ -25,8 +42,12 @@ class Option(NamedTuple):
     short: str  # one letter, or empty
     metavar: str  # empty: takes no value
     help: str  # one line for --help, the first sentence of the man page
-    take: Callable[[Values, str, str], None]  # (values so far, name for messages, value)
+    take: Take
+    dest: str = ""  # field of Settings, or what `parse` makes one from
     more: str = ""  # for the man page
+    repeat: int = ONCE
+    modes: int = BOTH
+    not_yet: str = ""  # what is missing where the value asks for something
 
 
 class Parsed(NamedTuple):
@@ -41,335 +62,411 @@ class Parsed(NamedTuple):
 
 def bad(name: str, value: str, why: str) -> UsageError:
     """Return the error about a value."""
-    return UsageError(f"{name}: invalid value '{value}': {why}")
+    return UsageError(f"{name}: invalid value '{shown(value)}': {why}")
 
 
-def _flag(dest: str, value: object = True) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        values[dest] = value
-
-    return take
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 12
 
 
-def _nothing(values: Values, name: str, text: str) -> None:
+def _on(values: Values, dest: str, name: str, text: str) -> None:
+    values[dest] = True
+
+
+def _off(values: Values, dest: str, name: str, text: str) -> None:
+    values[dest] = False
+
+
+def _nothing(values: Values, dest: str, name: str, text: str) -> None:
     """Accepted, without effect."""
 
 
-def _text(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        if not text:
-            raise bad(name, text, "empty")
-        if "\0" in text:
-            raise bad(name, text, "a zero byte")
-        values[dest] = text
-
-    return take
+def _show(values: Values, dest: str, name: str, text: str) -> None:
+    values["show"] = dest
 
 
-def _number(dest: str, low: int, high: int) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        if not (text.isascii() and text.isdigit()) or len(text) > 12 or not low <= int(text) <= high:
+def _path(values: Values, dest: str, name: str, text: str) -> None:
+    if not text:
+        raise bad(name, text, "an empty path")
+    if len(text.encode(errors="surrogateescape")) > PATH_MAX:
+        raise bad(name, text, "too long for a path")
+    values[dest] = text
+
+
+def _socket_path(values: Values, dest: str, name: str, text: str) -> None:
+    if len(text.encode(errors="surrogateescape")) > SOCKET_PATH_MAX:
+        raise bad(name, text, f"the path of a socket has at most {SOCKET_PATH_MAX} bytes")
+    _path(values, dest, name, text)
+
+
+def _number(low: int, high: int) -> Take:
+    def take(values: Values, dest: str, name: str, text: str) -> None:
+        if not _is_number(text) or not low <= int(text) <= high:
             raise bad(name, text, f"not a number from {low} to {high}")
         values[dest] = int(text)
 
     return take
 
 
-def _mtu(values: Values, name: str, text: str) -> None:
-    if not (text.isascii() and text.isdigit()) or len(text) > 6 or (int(text) and not 68 <= int(text) <= 65520):
+def _mtu(values: Values, dest: str, name: str, text: str) -> None:
+    if not _is_number(text) or (int(text) and not 68 <= int(text) <= 65520):  # RFC 791 §3.2
         raise bad(name, text, "not an MTU: 0, or 68 to 65520")
-    values["mtu"] = int(text)
+    values[dest] = int(text)
 
 
-def _version_of(name: str, text: str) -> tuple[str, str]:
-    """Return an address in canonical text and "4" or "6"."""
+def _version_of(name: str, text: str) -> tuple[str, str, bytes]:
+    """Return an address in canonical text, "4" or "6", and packed."""
     address = canonical(text)
     if address is None or "%" in address:
         raise bad(name, text, "not an IPv4 or IPv6 address")
-    return address, "6" if ":" in address else "4"
+    v6 = ":" in address
+    raw = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, address)
+    if not any(raw):
+        raise bad(name, text, "the unspecified address")
+    if raw[0] == 0xFF or (not v6 and raw[0] >= 224):
+        raise bad(name, text, "not a unicast address")
+    if raw.startswith(bytes(10) + b"\xff\xff"):  # RFC 4291 §2.5.5.2
+        raise bad(name, text, "an IPv4 address in IPv6 form, write it as IPv4")
+    return address, "6" if v6 else "4", raw
 
 
 def _unicast(name: str, text: str) -> tuple[str, str]:
-    """Like `_version_of`, for an address that a host can have."""
-    address, version = _version_of(name, text)
-    raw = socket.inet_pton(socket.AF_INET6 if version == "6" else socket.AF_INET, address)
-    if not any(raw):
-        raise bad(name, text, "the unspecified address")
-    if raw[0] == 0xFF or (version == "4" and raw[0] >= 224):
-        raise bad(name, text, "not a unicast address")
+    """Return an address, and "4" or "6", that can be on a wire."""
+    address, version, raw = _version_of(name, text)
     if address == "::1" or (version == "4" and raw[0] == 127):
         raise bad(name, text, "a loopback address")
     return address, version
 
 
-def _per_version(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        address, version = _unicast(name, text)
-        values[dest + version] = address
-
-    return take
+def _per_version(values: Values, dest: str, name: str, text: str) -> None:
+    address, version = _unicast(name, text)
+    values[dest + version] = address
 
 
-def _resolver(values: Values, name: str, text: str) -> None:
-    address, version = _version_of(name, text)
-    values["dns_host" + version] = address
+def _resolver(values: Values, dest: str, name: str, text: str) -> None:
+    """Take the address of a name server of the host's, which may be a stub on its loopback."""
+    address, version, _ = _version_of(name, text)
+    values[dest + version] = address
 
 
-def _address(values: Values, name: str, text: str) -> None:
+def _address(values: Values, dest: str, name: str, text: str) -> None:
     bare, slash, bits = text.partition("/")
+    if canonical(bare) is None:
+        raise bad(name, text, "not an IPv4 or IPv6 address")
     address, version = _unicast(name, bare)
     limit = 32 if version == "4" else 128
-    if slash and (not (bits.isascii() and bits.isdigit()) or len(bits) > 3 or not 1 <= int(bits) <= limit):
+    if slash and (not _is_number(bits) or not 1 <= int(bits) <= limit):
         raise bad(name, text, f"a prefix length is from 1 to {limit}")
-    values["address" + version] = address
+    values[dest + version] = address
     values["prefix_in_address" + version] = int(bits) if slash else None
 
 
-def _netmask(values: Values, name: str, text: str) -> None:
-    if text.isascii() and text.isdigit() and len(text) < 3 and 1 <= int(text) <= 32:
-        values["netmask"] = int(text)
+def _netmask(values: Values, dest: str, name: str, text: str) -> None:
+    if _is_number(text) and 1 <= int(text) <= 32:
+        values[dest] = int(text)
         return
     address = canonical(text)
-    if address is not None and ":" not in address:
-        mask = int.from_bytes(socket.inet_aton(address), "big")
+    if address is not None and ":" not in address and "%" not in address:
+        mask = int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
         inverted = mask ^ 0xFFFFFFFF
         if mask and not inverted & (inverted + 1):
-            values["netmask"] = mask.bit_count()
+            values[dest] = mask.bit_count()
             return
     raise bad(name, text, "not an IPv4 mask, dotted or 1 to 32")
 
 
-def _mac(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        parts = text.replace("-", ":").split(":")
-        try:
-            raw = bytes(int(part, 16) for part in parts if 1 <= len(part) <= 2)
-        except ValueError:
-            raw = b""
-        if len(parts) != 6 or len(raw) != 6:
-            raise bad(name, text, "not a MAC address")
-        if raw[0] & 1 or not any(raw):
-            raise bad(name, text, "not the MAC address of a single station")
-        values[dest] = raw
-
-    return take
+def _mac(values: Values, dest: str, name: str, text: str) -> None:
+    parts = text.replace("-", ":").split(":")
+    if len(parts) != 6 or any(not 1 <= len(p) <= 2 or p.strip("0123456789abcdefABCDEF") for p in parts):
+        raise bad(name, text, "not a MAC address")
+    raw = bytes(int(part, 16) for part in parts)
+    if raw[0] & 1 or not any(raw):
+        raise bad(name, text, "not the MAC address of a single station")
+    values[dest] = raw
 
 
-def _interface(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        raw = text.encode(errors="surrogateescape")
-        if not 0 < len(raw) < 16 or text in (".", "..") or "/" in text or any(c <= 32 for c in raw):
-            raise bad(name, text, "not an interface name")
-        values[dest] = text
-
-    return take
+def _interface(values: Values, dest: str, name: str, text: str) -> None:
+    if not is_interface_name(text):
+        raise bad(name, text, "not an interface name")
+    values[dest] = text
 
 
-def _dns(values: Values, name: str, text: str) -> None:
+def _dns(values: Values, dest: str, name: str, text: str) -> None:
     if text == "none":
-        values["dns"] = ()
+        values[dest] = ()
         return
-    address, _ = _version_of(name, text)
-    values["dns"] = (*values.get("dns", ()), address)
+    values[dest] = (*values.get(dest, ()), _version_of(name, text)[0])
 
 
-def _search(values: Values, name: str, text: str) -> None:
+def _search(values: Values, dest: str, name: str, text: str) -> None:
     if text == "none":
-        values["search"] = ()
+        values[dest] = ()
         return
-    domains = tuple(text.split())
-    if not domains:
-        raise bad(name, text, "no domain")
+    domains = tuple(text.split(" "))
     for domain in domains:
-        _check_domain(name, domain)
-    values["search"] = (*values.get("search", ()), *domains)
+        _check_domain(name, text, domain)
+    values[dest] = domains
 
 
-def _check_domain(name: str, domain: str) -> None:
-    labels = domain.rstrip(".").split(".")
-    if len(domain) > 253 or any(not 0 < len(label.encode()) < 64 for label in labels):  # RFC 1035 §2.3.4
-        raise bad(name, domain, "not a domain name")
+def _check_domain(name: str, text: str, domain: str) -> None:
+    """Check a domain name: RFC 1035 §2.3.4 for lengths, letters, digits, hyphens and underscores."""
+    labels = domain.removesuffix(".").split(".")
+    if len(domain) > 254 or any(not 0 < len(label) < 64 or not _is_label(label) for label in labels):
+        raise bad(name, text, "not a domain name" if text == domain else f"'{shown(domain)}' is not a domain name")
 
 
-def _domain(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        _check_domain(name, text)
-        values[dest] = text
-
-    return take
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.replace("-", "0").replace("_", "0").isalnum()
 
 
-def _mapping(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        if text == "none":
-            values[dest] = ()
-            return
-        address, version = _unicast(name, text)
-        others = tuple(a for a in values.get(dest) or () if (":" in a) != (version == "6"))
-        values[dest] = (*others, address)
-
-    return take
+def _domain(values: Values, dest: str, name: str, text: str) -> None:
+    _check_domain(name, text, text)
+    values[dest] = text
 
 
-def _ports(dest: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        spec = parse_forward(name, text)
-        # "none" takes back what came before it, and anything behind it counts again
-        values[dest] = () if text == "none" else (*values.get(dest, ()), spec)
+def _mapping(values: Values, dest: str, name: str, text: str) -> None:
+    if text == "none":
+        values[dest] = ()
+        return
+    address, version = _unicast(name, text)
+    others = tuple(a for a in values.get(dest) or () if (":" in a) != (version == "6"))
+    values[dest] = (*others, address)
 
-    return take
+
+def _ports(values: Values, dest: str, name: str, text: str) -> None:
+    spec = parse_forward(name, text)
+    # "none" takes back what came before it, and anything behind it counts again
+    values[dest] = () if text == "none" else (*values.get(dest, ()), spec)
 
 
-def _runas(values: Values, name: str, text: str) -> None:
+def _runas(values: Values, dest: str, name: str, text: str) -> None:
     login, colon, group = text.partition(":")
-    if not login or (colon and not group):
-        raise bad(name, text, "not UID, UID:GID, LOGIN or LOGIN:GROUP")
-    values["runas"] = text
+    for part in (login, group) if colon else (login,):
+        if not part or not part.isprintable() or ":" in part:
+            raise bad(name, text, "not UID, UID:GID, LOGIN or LOGIN:GROUP")
+        if part.isdigit() and not (_is_number(part) and int(part) <= ID_MAX):
+            raise bad(name, text, f"a user or group number is at most {ID_MAX}")
+    values[dest] = text
 
 
-def _show(what: str) -> Callable[[Values, str, str], None]:
-    def take(values: Values, name: str, text: str) -> None:
-        values.setdefault("show", what)
+# The table, in the order of --help and of the man page
 
-    return take
+GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
+    (
+        "Process",
+        (
+            Option("foreground", "f", "", "stay in the foreground", _on, "foreground"),
+            Option(
+                "pid", "P", "FILE", "write the process number there", _path, "pid_file",
+                "It is complete before the parent exits.",
+            ),
+            Option(
+                "runas", "", "UID[:GID]|LOGIN[:GROUP]", "who to be when started as root (default nobody)", _runas,
+                "runas",
+                "Root of a user namespace that is not the first one stays what it is.",
+            ),
+            Option("chroot-fallback", "", "", "use chroot where pivot_root is impossible", _on, "chroot_fallback"),
+            Option(
+                "conf-path", "c", "PATH", "socket for changes while running", _socket_path, "conf_path",
+                not_yet="changing forwards while running is not there yet",
+            ),
+            Option("help", "h", "", "show this help", _show, "help"),
+            Option("version", "", "", "show version and licence", _show, "version"),
+        ),
+    ),
+    (
+        "Messages",
+        (
+            Option("quiet", "q", "", "no informational output", _on, "quiet", "Warnings and errors remain."),
+            Option("debug", "d", "", "be verbose", _on, "debug"),
+            Option("trace", "", "", "one line for each frame; implies --debug", _on, "trace"),
+            Option(
+                "stats", "", "SECONDS", "log counters that moved, at most that often", _number(1, 86400), "stats",
+            ),
+            Option("stderr", "e", "", "accepted for compatibility, no effect", _nothing),
+            Option(
+                "log-file", "l", "PATH", "log to a file", _path, "log_file",
+                "Without it messages go to standard error, and in the background to the system log.",
+            ),
+            Option(
+                "log-size", "", "BYTES", "most the log file may hold (default 1 MiB)", _number(4096, 1 << 40),
+                "log_size",
+                "When it is full the oldest entries are cut.",
+            ),
+            Option(
+                "pcap", "p", "FILE", "capture the frames of the namespace's side", _path, "pcap",
+                "Any program that reads pcap files opens it.",
+            ),
+        ),
+    ),
+    (
+        "Namespaces",
+        (
+            Option("userns", "", "PATH", "user namespace to join", _path, "userns", modes=PASTA),
+            Option(
+                "netns", "", "PATH|NAME", "network namespace to join", _path, "netns",
+                "A name is looked up in /run/netns. Without --userns, no user namespace is joined.", modes=PASTA,
+            ),
+            Option("netns-only", "", "", "join or make no user namespace", _on, "netns_only", modes=PASTA),
+            Option(
+                "no-netns-quit", "", "", "keep running when the namespace is gone", _off, "netns_quit", modes=PASTA
+            ),
+            Option(
+                "no-pidns", "", "", "no PID namespace of its own for the command", _off, "pidns",
+                "With --foreground there is none either.", modes=PASTA,
+            ),
+            Option(
+                "config-net", "", "", "configure the namespace's interface", _on, "config_net",
+                "It is given addresses, routes and MTU, and brought up. Without this option a DHCP client in the "
+                "namespace, or SLAAC, does it.", modes=PASTA,
+            ),
+            Option(
+                "no-copy-routes", "", "", "configure the default route only", _off, "copy_routes",
+                "By default all routes of the host's interface are copied. --gateway implies it for its IP version.",
+                modes=PASTA,
+            ),
+            Option(
+                "no-copy-addrs", "", "", "configure one address per IP version only", _off, "copy_addrs",
+                "By default all addresses of the host's interface are copied. --address implies it for its IP version.",
+                modes=PASTA,
+            ),
+            Option(
+                "ns-ifname", "I", "NAME", "name of the interface in the namespace", _interface, "ns_ifname",
+                "By default that of the host's interface, or tap0.", modes=PASTA,
+            ),
+            Option(
+                "ns-mac-addr", "", "MAC", "MAC address of the interface in the namespace", _mac, "ns_mac_addr",
+                modes=PASTA,
+            ),
+        ),
+    ),
+    (
+        "Addresses",
+        (
+            Option("ipv4-only", "4", "", "IPv4 only", _on, "ipv4_only"),
+            Option("ipv6-only", "6", "", "IPv6 only", _on, "ipv6_only"),
+            Option(
+                "interface", "i", "NAME", "host interface to take addresses and routes from", _interface, "interface",
+                "By default, for each IP version, the one of the first default route, or else of the first route.",
+            ),
+            Option(
+                "address", "a", "ADDRESS[/BITS]", "address of the namespace", _address, "address",
+                "By default that of the host's interface; without one 169.254.2.1, and none of IPv6.", PER_VERSION,
+            ),
+            Option(
+                "netmask", "n", "MASK", "IPv4 netmask, dotted or bits", _netmask, "netmask",
+                "By default that of the host's address, or what the class of the address says.",
+            ),
+            Option(
+                "gateway", "g", "ADDRESS", "default gateway of the namespace", _per_version, "gateway",
+                "By default the host's, of several the heaviest; without one 169.254.2.2 and fe80::1.", PER_VERSION,
+            ),
+            Option("mtu", "m", "BYTES", "MTU of the namespace (default 65520, 0: leave it)", _mtu, "mtu"),
+            Option(
+                "mac-addr", "M", "MAC", "our MAC address towards the namespace", _mac, "mac_addr",
+                "Default 9a:55:9a:55:9a:55.",
+            ),
+            Option("outbound", "o", "ADDRESS", "source address outwards", _per_version, "outbound", "", PER_VERSION),
+            Option(
+                "outbound-if4", "", "NAME", "interface of the host for IPv4 outwards", _interface, "outbound_if4",
+                "Addresses and routes are taken from it too, unless --interface says otherwise.",
+            ),
+            Option(
+                "outbound-if6", "", "NAME", "interface of the host for IPv6 outwards", _interface, "outbound_if6",
+                "Addresses and routes are taken from it too, unless --interface says otherwise.",
+            ),
+            Option(
+                "map-host-loopback", "", "ADDRESS|none", "this address reaches the host's loopback", _mapping,
+                "map_host_loopback",
+                "By default the gateway's does, but for DNS where the gateway is the host's name server.", PER_VERSION,
+            ),
+            Option("no-map-gw", "", "", "the gateway does not stand for the host's loopback", _on, "no_map_gw"),
+            Option(
+                "map-guest-addr", "", "ADDRESS|none", "this address reaches the host's own", _mapping, "map_guest_addr",
+                "The namespace cannot reach the host by the address that both have.", PER_VERSION,
+            ),
+        ),
+    ),
+    (
+        "Names",
+        (
+            Option(
+                "dns-forward", "", "ADDRESS", "queries to this address go to the host's name server", _per_version,
+                "dns_forward", "Ports 53 and 853, UDP and TCP.", PER_VERSION,
+            ),
+            Option(
+                "dns-host", "", "ADDRESS", "the name server that --dns-forward means", _resolver, "dns_host",
+                "By default the first of /etc/resolv.conf.", PER_VERSION,
+            ),
+            Option(
+                "dns", "D", "ADDRESS|none", "name server to announce, not the host's", _dns, "dns", "", ADDS_UP
+            ),
+            Option("search", "S", "LIST|none", "search domains to announce, not the host's", _search, "search",
+                   "The list is one argument, separated by spaces."),
+            Option("dhcp-dns", "", "", "announce name servers by DHCP, DHCPv6 and NDP", _on, "dhcp_dns", modes=PASTA),
+            Option("dhcp-search", "", "", "announce search domains likewise", _on, "dhcp_search", modes=PASTA),
+            Option("no-dhcp-dns", "", "", "announce no name servers", _off, "dhcp_dns", modes=PASST),
+            Option("no-dhcp-search", "", "", "announce no search domains", _off, "dhcp_search", modes=PASST),
+            Option("hostname", "H", "NAME", "host name to announce by DHCP", _domain, "hostname"),
+            Option("fqdn", "", "NAME", "full name to announce by DHCP and DHCPv6", _domain, "fqdn"),
+        ),
+    ),
+    (
+        "Protocols and services",
+        (
+            Option("no-tcp", "", "", "no TCP", _on, "no_tcp"),
+            Option("no-udp", "", "", "no UDP", _on, "no_udp"),
+            Option("no-icmp", "", "", "no ICMP and ICMPv6, which includes NDP", _on, "no_icmp"),
+            Option("no-dhcp", "", "", "no DHCP service", _on, "no_dhcp"),
+            Option("no-dhcpv6", "", "", "no DHCPv6 service", _on, "no_dhcpv6"),
+            Option("no-ndp", "", "", "no NDP service", _on, "no_ndp"),
+            Option("no-ra", "", "", "no router advertisements", _on, "no_ra"),
+        ),
+    ),
+    (
+        "Forwards",
+        (
+            Option(
+                "tcp-ports", "t", "SPEC", "TCP ports to forward to the namespace", _ports, "tcp_ports",
+                "See PORT SPECIFICATIONS. Default none.", ADDS_UP,
+            ),
+            Option(
+                "udp-ports", "u", "SPEC", "UDP ports to forward to the namespace", _ports, "udp_ports",
+                "Without this option UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP,
+            ),
+            Option(
+                "tcp-ns", "T", "SPEC", "TCP ports to forward from the namespace", _ports, "tcp_ns", "", ADDS_UP, PASTA,
+                "forwarding from the namespace is not there yet",
+            ),
+            Option(
+                "udp-ns", "U", "SPEC", "UDP ports to forward from the namespace", _ports, "udp_ns", "", ADDS_UP, PASTA,
+                "forwarding from the namespace is not there yet",
+            ),
+            Option("freebind", "", "", "forwards may bind addresses not there yet", _on, "freebind"),
+            Option(
+                "host-lo-to-ns-lo", "", "", "from the host's loopback to the namespace's", _on, "host_lo_to_ns_lo",
+                "Otherwise forwarded connections from the host's loopback arrive at the public address.", modes=PASTA,
+                not_yet="the bypass for local connections is not there yet",
+            ),
+            Option(
+                "no-splice", "", "", "no bypass for local connections", _on, "no_splice",
+                "There is none yet.", modes=PASTA,
+            ),
+            Option(
+                "splice-only", "", "", "nothing but the bypass", _on, "splice_only", modes=PASTA,
+                not_yet="the bypass for local connections is not there yet",
+            ),
+        ),
+    ),
+)  # fmt: skip
 
 
-OPTIONS: tuple[Option, ...] = (
-    Option("debug", "d", "", "be verbose", _flag("debug")),
-    Option("trace", "", "", "be very verbose: one line for each frame; implies --debug", _flag("trace")),
-    Option("stats", "", "SECONDS", "log counters, at most that often, when they moved", _number("stats", 1, 86400)),
-    Option("quiet", "q", "", "no informational output", _flag("quiet")),
-    Option("foreground", "f", "", "stay in the foreground", _flag("foreground")),
-    Option("stderr", "e", "", "accepted for compatibility, no effect", _nothing),
-    Option("log-file", "l", "PATH", "log to a file instead of the system log", _text("log_file")),
-    Option(
-        "log-size",
-        "",
-        "BYTES",
-        "most the log file may hold (default 1 MiB)",
-        _number("log_size", 4096, 1 << 40),
-        "When it is full the oldest entries are cut.",
-    ),
-    Option(
-        "runas",
-        "",
-        "UID|UID:GID|LOGIN|LOGIN:GROUP",
-        "who to be when started as root (default nobody)",
-        _runas,
-    ),
-    Option("conf-path", "c", "PATH", "socket for changes while running", _text("conf_path")),
-    Option("help", "h", "", "show this help", _show("help")),
-    Option("version", "", "", "show the version", _show("version")),
-    Option("pcap", "p", "FILE", "capture the frames of the namespace's side", _text("pcap")),
-    Option("pid", "P", "FILE", "write the process number there, before the parent exits", _text("pid_file")),
-    Option("mtu", "m", "BYTES", "MTU of the namespace's interface (default 65520, 0: leave it)", _mtu),
-    Option(
-        "address",
-        "a",
-        "ADDRESS[/BITS]",
-        "address of the namespace, once per IP version",
-        _address,
-        "By default that of the host's interface with the default route.",
-    ),
-    Option("netmask", "n", "MASK", "IPv4 netmask, dotted or bits", _netmask),
-    Option("mac-addr", "M", "MAC", "our MAC address towards the namespace", _mac("mac_addr")),
-    Option("gateway", "g", "ADDRESS", "default gateway of the namespace, once per IP version", _per_version("gateway")),
-    Option("interface", "i", "NAME", "host interface to take addresses and routes from", _interface("interface")),
-    Option("outbound", "o", "ADDRESS", "source address of connections outwards", _per_version("outbound")),
-    Option("outbound-if4", "", "NAME", "bind IPv4 connections outwards to an interface", _interface("outbound_if4")),
-    Option("outbound-if6", "", "NAME", "bind IPv6 connections outwards to an interface", _interface("outbound_if6")),
-    Option("dns", "D", "ADDRESS|none", "name server to announce instead of the host's; repeat", _dns),
-    Option(
-        "dns-forward",
-        "",
-        "ADDRESS",
-        "pass queries to this address on to the host's name server",
-        _per_version("dns_forward"),
-        "Ports 53 and 853, UDP and TCP; once per IP version.",
-    ),
-    Option("dns-host", "", "ADDRESS", "the name server that --dns-forward means", _resolver),
-    Option("search", "S", "LIST|none", "search domains to announce instead of the host's", _search),
-    Option("dhcp-dns", "", "", "announce name servers by DHCP, DHCPv6 and NDP", _flag("dhcp_dns")),
-    Option("no-dhcp-dns", "", "", "do not announce name servers (default)", _flag("dhcp_dns", False)),
-    Option("dhcp-search", "", "", "announce search domains by DHCP, DHCPv6 and NDP", _flag("dhcp_search")),
-    Option("no-dhcp-search", "", "", "do not announce search domains (default)", _flag("dhcp_search", False)),
-    Option("no-tcp", "", "", "no TCP", _flag("no_tcp")),
-    Option("no-udp", "", "", "no UDP", _flag("no_udp")),
-    Option("no-icmp", "", "", "no ICMP and ICMPv6, which includes NDP", _flag("no_icmp")),
-    Option("no-dhcp", "", "", "no DHCP service", _flag("no_dhcp")),
-    Option("no-ndp", "", "", "no NDP service", _flag("no_ndp")),
-    Option("no-dhcpv6", "", "", "no DHCPv6 service", _flag("no_dhcpv6")),
-    Option("no-ra", "", "", "no router advertisements", _flag("no_ra")),
-    Option("freebind", "", "", "forwards may bind addresses the host does not have yet", _flag("freebind")),
-    Option(
-        "map-host-loopback",
-        "",
-        "ADDRESS|none",
-        "traffic to this address reaches the host's loopback",
-        _mapping("map_host_loopback"),
-        "By default the gateway's address is mapped so; once per IP version.",
-    ),
-    Option("no-map-gw", "", "", "do not map the gateway's address to the host's loopback", _flag("no_map_gw")),
-    Option(
-        "map-guest-addr",
-        "",
-        "ADDRESS|none",
-        "traffic to this address reaches the host's own, shadowed address",
-        _mapping("map_guest_addr"),
-    ),
-    Option("chroot-fallback", "", "", "use chroot where pivot_root is impossible", _flag("chroot_fallback")),
-    Option("ipv4-only", "4", "", "IPv4 only", _flag("ipv4_only")),
-    Option("ipv6-only", "6", "", "IPv6 only", _flag("ipv6_only")),
-    Option("hostname", "H", "NAME", "host name to announce by DHCP", _domain("hostname")),
-    Option("fqdn", "", "NAME", "domain name to announce by DHCP and DHCPv6", _domain("fqdn")),
-    Option(
-        "tcp-ports",
-        "t",
-        "SPEC",
-        "TCP ports to forward to the namespace; repeat",
-        _ports("tcp_ports"),
-        "See PORT SPECIFICATIONS. Default none.",
-    ),
-    Option(
-        "udp-ports",
-        "u",
-        "SPEC",
-        "UDP ports to forward to the namespace; repeat",
-        _ports("udp_ports"),
-        "Without this option UDP follows the TCP ports, untranslated, as far as they can be bound.",
-    ),
-    Option("ns-ifname", "I", "NAME", "name of the interface in the namespace", _interface("ns_ifname")),
-    Option("tcp-ns", "T", "SPEC", "TCP ports to forward from the namespace to the host", _ports("tcp_ns")),
-    Option("udp-ns", "U", "SPEC", "UDP ports to forward from the namespace to the host", _ports("udp_ns")),
-    Option(
-        "host-lo-to-ns-lo",
-        "",
-        "",
-        "forwards of the host's loopback arrive on the namespace's loopback",
-        _flag("host_lo_to_ns_lo"),
-    ),
-    Option("userns", "", "PATH", "user namespace to join", _text("userns")),
-    Option("netns", "", "PATH|NAME", "network namespace to join", _text("netns")),
-    Option("netns-only", "", "", "join or make no user namespace", _flag("netns_only")),
-    Option("no-netns-quit", "", "", "keep running when the namespace is gone", _flag("netns_quit", False)),
-    Option("no-pidns", "", "", "run the command without a PID namespace of its own", _flag("pidns", False)),
-    Option(
-        "config-net", "", "", "configure the namespace's interface: addresses, routes, MTU, up", _flag("config_net")
-    ),
-    Option("no-copy-routes", "", "", "configure the default route only", _flag("copy_routes", False)),
-    Option("no-copy-addrs", "", "", "configure one address per IP version only", _flag("copy_addrs", False)),
-    Option("ns-mac-addr", "", "MAC", "MAC address of the namespace's interface", _mac("ns_mac_addr")),
-    Option("no-splice", "", "", "no bypass for local connections (there is none yet)", _flag("no_splice")),
-    Option("splice-only", "", "", "nothing but the bypass for local connections", _flag("splice_only")),
-)
+def in_mode(mode: int) -> tuple[Option, ...]:
+    """Return the options of `PASTA` or `PASST`; those of the other are unknown to it."""
+    return tuple(option for _, options in GROUPS for option in options if option.modes & mode)
 
-NOT_YET = {
-    "conf_path": ("--conf-path", "changing forwards while running"),
-    "splice_only": ("--splice-only", "the bypass for local connections"),
-    "host_lo_to_ns_lo": ("--host-lo-to-ns-lo", "the bypass for local connections"),
-    "tcp_ns": ("-T", "forwarding from the namespace to the host"),
-    "udp_ns": ("-U", "forwarding from the namespace to the host"),
-}
+
+OPTIONS = in_mode(PASTA)
 
 
 def parse(arguments: list[str]) -> Parsed:
@@ -384,33 +481,24 @@ def parse(arguments: list[str]) -> Parsed:
     values: Values = {}
     operands: list[str] = []
     specs = [Spec(option.long, option.short, bool(option.metavar)) for option in OPTIONS]
-    for name, value in getopt(arguments, specs):
-        if name:
-            by_name[name].take(values, PORT_OPTIONS.get(name, f"--{name}"), value)
-            if values.get("show"):
+    for long, value in getopt(arguments, specs):
+        if long:
+            option = by_name[long]
+            # Port specifications are best known by their letter
+            name = f"-{option.short}" if option.take is _ports else f"--{long}"
+            option.take(values, option.dest, name, value)
+            if "show" in values:
                 return Parsed(Settings(), values["show"])
         else:
             operands.append(value)
-    _check_not_yet(values)
     _check_families(values)
     _finish_addresses(values)
+    _check_messages(values)
+    _check_splice(values)
     _check_process(values, operands)
-    # Without -u, UDP follows the TCP ports
+    _check_not_yet(values)
     values["udp_follows_tcp"] = "udp_ports" not in values
     return Parsed(Settings(**{key: value for key, value in values.items() if key in Settings._fields}))
-
-
-def _check_not_yet(values: Values) -> None:
-    """Refuse what a later version will have."""
-    for key, (option, what) in NOT_YET.items():
-        if values.get(key):
-            if key == "host_lo_to_ns_lo" and values.get("no_splice"):
-                raise UsageError("--host-lo-to-ns-lo: does not go with --no-splice")
-            raise NotYetError(f"{option}: {what} is not there yet")
-    for key in ("tcp_ports", "udp_ports"):
-        for spec in values.get(key, ()):
-            if spec.auto:
-                raise NotYetError(f"{spec.text}: finding ports by itself is not there yet, name them")
 
 
 def _check_families(values: Values) -> None:
@@ -418,17 +506,20 @@ def _check_families(values: Values) -> None:
     only4, only6 = values.get("ipv4_only"), values.get("ipv6_only")
     if only4 and only6:
         raise UsageError("--ipv4-only: does not go with --ipv6-only")
-    off, version = ("6", "--ipv4-only") if only4 else ("4", "--ipv6-only")
     if not (only4 or only6):
         return
+    off, version = ("6", "--ipv4-only") if only4 else ("4", "--ipv6-only")
     for dest, option in (
         ("address", "--address"),
         ("gateway", "--gateway"),
         ("outbound", "--outbound"),
+        ("outbound_if", "--outbound-if" + off),
         ("dns_host", "--dns-host"),
     ):
         if values.get(dest + off) is not None:
             raise UsageError(f"{option}: '{values[dest + off]}' does not go with {version}")
+    if only6 and "netmask" in values:
+        raise UsageError(f"--netmask: '{values['netmask']}' does not go with {version}")
     for key in ("tcp_ports", "udp_ports"):
         for spec in values.get(key, ()):
             _check_spec_family(spec, off, version)
@@ -452,29 +543,52 @@ def _finish_addresses(values: Values) -> None:
     values["prefix6"] = values.get("prefix_in_address6")
     if values.get("no_icmp"):
         values["no_ndp"] = True
+
+
+def _check_messages(values: Values) -> None:
     if values.get("trace"):
         values["debug"] = True
     if values.get("quiet") and values.get("debug"):
-        raise UsageError("--quiet: does not go with --debug or --trace")
+        raise UsageError(f"--quiet: does not go with {'--trace' if values.get('trace') else '--debug'}")
+
+
+def _check_splice(values: Values) -> None:
+    if values.get("no_splice"):
+        for dest, name in (("host_lo_to_ns_lo", "--host-lo-to-ns-lo"), ("splice_only", "--splice-only")):
+            if values.get(dest):
+                raise UsageError(f"{name}: does not go with --no-splice")
 
 
 def _check_process(values: Values, operands: list[str]) -> None:
     """Tell a process number from a command, and refuse namespaces that contradict each other."""
     netns, userns = values.get("netns"), values.get("userns")
     if values.get("netns_only") and userns is not None:
-        raise UsageError("--netns-only: does not go with --userns")
+        raise UsageError(f"--userns: '{shown(userns)}' does not go with --netns-only")
     first = operands[0] if operands else ""
     if len(operands) == 1 and first.isascii() and first.isdigit():
-        if not 0 < int(first) < 1 << 22:
-            raise UsageError(f"PID: invalid value '{first}': not a process number")
+        if not _is_number(first) or not 0 < int(first) < PID_LIMIT:
+            raise UsageError(f"PID: invalid value '{shown(first)}': not a process number")
         if netns is not None:
-            raise UsageError(f"--netns: '{netns}' does not go with the process number {first}")
+            raise UsageError(f"--netns: '{shown(netns)}' does not go with the process number {first}")
         values["target_pid"] = int(first)
     elif operands and netns is not None:
-        raise UsageError(f"--netns: '{netns}' does not go with a command")
+        raise UsageError(f"--netns: '{shown(netns)}' does not go with the command '{shown(first)}'")
     else:
         values["command"] = tuple(operands)
     if userns is not None and netns is None and values.get("target_pid") is None:
-        raise UsageError(f"--userns: '{userns}' needs --netns or a process number")
-    if values.get("netns") is not None and userns is None:
+        raise UsageError(f"--userns: '{shown(userns)}' needs --netns or a process number")
+    if netns is not None and userns is None:
         values["netns_only"] = True
+
+
+def _check_not_yet(values: Values) -> None:
+    """Refuse what a later version will have."""
+    for option in OPTIONS:
+        asked = values.get(option.dest)
+        if option.not_yet and asked:
+            given = asked[0].text if option.take is _ports else f"--{option.long}"
+            raise NotYetError(f"{given}: {option.not_yet}")
+    for key in ("tcp_ports", "udp_ports"):
+        for spec in values.get(key, ()):
+            if spec.auto:
+                raise NotYetError(f"{spec.text}: finding ports by itself is not there yet, name them")

@@ -67,7 +67,7 @@ def shown(text: str) -> str:
 
 
 def is_interface_name(text: str) -> bool:
-    """Whether the kernel takes this as the name of an interface (dev_valid_name in net/core/dev.c), printable ones only."""
+    """Whether this is printable and the kernel takes it as the name of an interface (dev_valid_name)."""
     return (
         text.isprintable()
         and 0 < len(text.encode()) < 16  # IFNAMSIZ
