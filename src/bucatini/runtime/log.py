@@ -1,18 +1,33 @@
 """Where messages go: standard error, the system log in the background, or a file of bounded size.
 
-A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. What
-cannot be written is lost: a full disk must not stop the traffic.
+A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. An entry
+is one line: what is unprintable in it is escaped, since some of it comes from the guest. With a file, standard error
+still gets warnings and errors until the background. The file and the way to the system log are opened while the file
+system can be seen; nothing is opened later but the latter, if the system log was restarted.
+
+Failure: a file that cannot be opened is an error of the start. After that, what cannot be written at once is lost: a
+full disk or pipe must neither stop nor end the traffic. The file is never left with half an entry.
 """
 
 import os
 import select
 import socket
+import stat
 import time
 
 ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is sent as debug
-FACILITY = 3 << 3  # daemon
+NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug", TRACE: "trace"}
+FACILITY = 3 << 3  # daemon, RFC 5424 §6.2.1
 SYSLOG = "/dev/log"
-KEEP = 2  # of a full file the newest half stays: 1/KEEP
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+DISTINCT_WARNINGS = 1000  # remembered; more than these are not logged
+ENTRY_MAX = 4000  # characters of a message; more is cut off
+
+
+def printable(text: str) -> str:
+    """Return text as one line: what is unprintable in it escaped, what is too long cut off."""
+    text = text[:ENTRY_MAX]
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Log:
@@ -27,11 +42,13 @@ class Log:
         path: str | None = None,
         size: int = 1 << 20,
         name: str = "pasta",
+        syslog: str = SYSLOG,
     ) -> None:
-        """Open the file, if there is one, and the way to the system log.
+        """Open the file, if there is one.
 
         Args:
-            size: most the file may hold, bytes.
+            size: most the file may hold, bytes. Only regular files are bounded.
+            syslog: path of the system log's socket.
 
         Raises:
             HostError: the file cannot be opened.
@@ -41,18 +58,23 @@ class Log:
         self.start = time.monotonic()
         self.size = size
         self.fd = -1
+        self.bounded = False
         self.stderr = True
         self.seen: set[str] = set()
+        self.syslog_path = syslog
         self.syslog: socket.socket | None = None
         if path is not None:
             self._open(path)
 
     def _open(self, path: str) -> None:
-        from bucatini.errors import HostError
-
+        # A FIFO that nobody reads must not stop us, now or later
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.fd = os.open(path, flags, 0o600)
+            self.bounded = stat.S_ISREG(os.fstat(self.fd).st_mode)
         except OSError as error:
+            from bucatini.errors import HostError
+
             raise HostError(f"open the log file {path}", error.errno or 0) from None
 
     def error(self, text: str) -> None:
@@ -61,9 +83,14 @@ class Log:
 
     def warning(self, text: str) -> None:
         """Log a warning, each text once."""
-        if text not in self.seen and len(self.seen) < 1000:
-            self.seen.add(text)
-            self._write(WARNING, text)
+        self.warn_once(text, text)
+
+    def warn_once(self, key: str, text: str) -> None:
+        """Log a warning unless there was one of this key: for what the guest can cause at will."""
+        if key in self.seen or len(self.seen) > DISTINCT_WARNINGS:
+            return
+        self.seen.add(key)
+        self._write(WARNING, text if len(self.seen) <= DISTINCT_WARNINGS else "more warnings are not logged")
 
     def info(self, text: str) -> None:
         """Log what a user may want to know."""
@@ -77,49 +104,105 @@ class Log:
         """Log about a single frame."""
         self._write(TRACE, text)
 
-    def to_background(self) -> None:
-        """From now on there is no standard error: the system log takes over where there is no file."""
-        self.stderr = False
-        if self.fd >= 0:
+    def connect_syslog(self) -> None:
+        """Open the way to the system log while its path can be seen; it is used from `to_background` on."""
+        if self.fd >= 0 or self.syslog is not None:
             return
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            sock.connect(SYSLOG)
+            sock.connect(self.syslog_path)
         except OSError:
-            sock.close()
+            sock.close()  # there is no system log, as in most containers: messages are lost
             return
         self.syslog = sock
+
+    def to_background(self) -> None:
+        """From now on there is no standard error: the system log takes over where there is no file."""
+        self.connect_syslog()
+        self.stderr = False
+
+    def close(self) -> None:
+        """Close the file and the way to the system log."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self.syslog is not None:
+            self.syslog.close()
+            self.syslog = None
 
     def _write(self, level: int, text: str) -> None:
         if level > self.level:
             return
-        try:
-            if self.fd >= 0:
+        text = printable(text)
+        if self.stderr and (self.fd < 0 or level <= WARNING):
+            self._to_stderr(f"{self.name}: {text}\n" if level <= WARNING else f"{text}\n")
+        if self.fd >= 0:
+            try:
                 self._to_file(level, text)
-            if self.syslog is not None:
-                stamp = time.strftime("%b %e %H:%M:%S")  # RFC 3164 §4.1.2
-                priority = FACILITY | min(level, DEBUG)
-                self.syslog.send(f"<{priority}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace"))
-            elif self.stderr and (self.fd < 0 or level <= WARNING):
-                line = f"{self.name}: {text}\n" if level <= WARNING else f"{text}\n"
-                # Whoever reads too slowly misses chatter; the traffic does not wait for him
-                if level <= WARNING or select.select((), (2,), (), 0)[1]:
-                    os.write(2, line.encode(errors="replace"))
-        except (OSError, ValueError):
-            pass
+            except OSError:
+                pass  # the disk is full
+        elif not self.stderr and self.syslog is not None:
+            self._to_syslog(level, text)
+
+    def _to_stderr(self, line: str) -> None:
+        """Write to descriptor 2 as it is (the interpreter's own is None after a start with it closed)."""
+        waiting = select.poll()
+        waiting.register(2, select.POLLOUT)
+        try:
+            # A pipe that takes anything takes 4096 bytes (PIPE_BUF); a shared descriptor cannot be made non-blocking
+            if waiting.poll(0):
+                os.write(2, line.encode(errors="replace")[:4096])
+        except OSError:
+            pass  # nobody reads it
+
+    def _to_syslog(self, level: int, text: str) -> None:
+        now = time.localtime()
+        clock = f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
+        stamp = f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {clock}"  # RFC 3164 §4.1.2, whatever the locale
+        entry = f"<{FACILITY | min(level, DEBUG)}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace")
+        for _ in range(2):
+            if self.syslog is None:
+                return
+            try:
+                self.syslog.send(entry)
+            except BlockingIOError:
+                return  # it cannot keep up
+            except OSError:
+                # It was restarted
+                self.syslog.close()
+                self.syslog = None
+                self.connect_syslog()
+            else:
+                return
 
     def _to_file(self, level: int, text: str) -> None:
-        name = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug", TRACE: "trace"}[level]
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-        line = f"{stamp} {time.monotonic() - self.start:.4f} {name}: {text}\n".encode(errors="replace")[
-            : self.size // 2
-        ]
-        if not line.endswith(b"\n"):
-            line = line[:-1] + b"\n"
+        """Append an entry: wall clock, seconds since the start, level, text. Raises OSError."""
+        now = time.localtime()
+        wall = f"{now.tm_year}-{now.tm_mon:02}-{now.tm_mday:02}T{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
+        line = f"{wall} {time.monotonic() - self.start:.4f} {NAMES[level]}: {text}\n".encode(errors="replace")
+        if not self.bounded:
+            os.write(self.fd, line)
+            return
+        if len(line) > self.size // 2:
+            line = line[: self.size // 2 - 1].decode(errors="ignore").encode() + b"\n"
         used = os.fstat(self.fd).st_size
         if used + len(line) > self.size:
-            # Keep the newest whole lines, as many as fit in half of the file
-            kept = os.pread(self.fd, self.size // KEEP - len(line), max(0, used - self.size // KEEP + len(line)))
-            os.ftruncate(self.fd, 0)
-            os.write(self.fd, kept[kept.find(b"\n") + 1 :])
-        os.write(self.fd, line)
+            used = self._cut(used, self.size // 2)
+        try:
+            written = os.write(self.fd, line)
+        except OSError:
+            written = 0
+        if written < len(line):
+            os.ftruncate(self.fd, used)
+
+    def _cut(self, used: int, room: int) -> int:
+        """Leave the newest entries, as many as fit into `room` bytes; returns how many bytes that is."""
+        # One byte more tells whether the first one that fits is whole
+        kept = os.pread(self.fd, room + 1, max(0, used - room - 1))
+        kept = kept[kept.find(b"\n") + 1 :] if b"\n" in kept else b""
+        os.ftruncate(self.fd, 0)
+        written = os.write(self.fd, kept)
+        if written < len(kept):
+            written = kept.rfind(b"\n", 0, written) + 1
+            os.ftruncate(self.fd, written)
+        return written
