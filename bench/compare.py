@@ -1,8 +1,7 @@
 """Bucatini beside upstream pasta and slirp4netns, in one run: `compare.py [--runs N] [--json FILE] [--cells A,B] ...`.
 
-Every cell is measured `--runs` times, the systems taking turns, and the median counts. The translator is on CPU 0, the
-guest's program on CPU 1, the server on CPU 0; latency cells have all three on CPU 0. Root is needed to make the
-namespaces; the systems themselves run as an unprivileged user.
+Every cell is measured `--runs` times, the systems taking turns, and the median counts. `PLACEMENT` says what runs on
+which CPU. Root is needed to make the namespaces; the systems themselves run as an unprivileged user.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from topology import SERVER4, UID, Guest, Topology
 HERE = Path(__file__).parent
 PYTHON = sys.executable
 TRAFFIC = [PYTHON, str(HERE / "traffic.py")]
-TRANSLATOR, CLIENT, SERVER = 0, 1, 0  # CPUs
+TRANSLATOR, CLIENT, SERVER = 0, 1, 1  # CPUs
 ROUTED = "198.51.100.1"  # the server's, behind the gateway: no system maps it to anything
 
 
@@ -136,7 +135,7 @@ def udp_out(size: int) -> Callable[[System], float]:
     """Datagrams per second that reach the server, thousands."""
 
     def run(system: System) -> float:
-        peer = Server(system.topology, [*TRAFFIC, "sink", ROUTED, "7101", str(size), "1"], SERVER)
+        peer = Server(system.topology, [*TRAFFIC, "sink", ROUTED, "7101", str(size), "1"], TRANSLATOR)
         try:
             system.output([*TRAFFIC, "udpsend", ROUTED, "7101", str(size), "1.5"], CLIENT)
             return float(peer.result()["count"]) / 1000
@@ -162,8 +161,9 @@ def udp_in(size: int) -> Callable[[System], float]:
 
 
 PLACEMENT = (
-    "The translator is pinned to CPU 0, the program in the namespace to CPU 1, the server to CPU 0; round trips and "
-    "connect-request-response have all three on CPU 0; for UDP towards the namespace the sender is alone on CPU 1."
+    "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips and connect-request-response "
+    "have all three on CPU 0. For UDP the sender is alone on CPU 1, so that it sends more than anybody can take. Starts are "
+    "not pinned."
 )
 TCP = {
     "tcp-out": ("TCP, namespace to host, Gbit/s", iperf()),
@@ -188,7 +188,7 @@ def startup(topology: Topology, name: str, program: str) -> float:
     """Milliseconds from exec to readiness (the parent's end, or the byte on slirp4netns's ready descriptor)."""
     guest = Guest(topology)
     pid = str(guest.pid)
-    prefix = ["ip", "netns", "exec", topology.host, "taskset", "-c", "1"]
+    prefix = ["ip", "netns", "exec", topology.host]
     prefix += ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
     try:
         if name == "slirp4netns":

@@ -41,11 +41,11 @@ def test_D13_next_hop_objects_are_resolved(pasta: Pasta) -> None:
         f"ip nexthop add id 7 via {gateway} dev host0",
         "ip route replace default nhid 7",
         "ip nexthop add id 8 group 7",
-        "ip route add 203.0.113.0/24 nhid 8",
+        "ip route add 198.18.7.0/24 nhid 8",
     )
     routes = guest_routes(pasta)
     assert routes["default"]["gateway"] == gateway
-    assert routes["203.0.113.0/24"]["gateway"] == gateway
+    assert routes["198.18.7.0/24"]["gateway"] == gateway
 
 
 def test_D13_addresses_without_a_prefix_route(pasta: Pasta) -> None:

@@ -27,6 +27,7 @@ OURS = {
     "bucatini.plan.ports",
     "bucatini.plan.settings",
     "bucatini.runtime.forwards",
+    "bucatini.runtime.instance",
     "bucatini.runtime.log",
     "bucatini.runtime.pasta",
     "bucatini.services.arp",

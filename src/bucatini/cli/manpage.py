@@ -1,101 +1,172 @@
-"""The manual page, rendered from the option table: `python -m bucatini.cli.manpage [FILE]` writes roff."""
+"""The manual page, rendered from the option table: `python -m bucatini.cli.manpage [FILE]` writes roff (man(7)).
 
+What belongs to no single option is here: description, port specifications, exit status, examples.
+"""
+
+import re
 import sys
 from pathlib import Path
 
 from bucatini import __version__
-from bucatini.cli.options import OPTIONS, Option
+from bucatini.cli.options import ADDS_UP, GROUPS, PASTA, PER_VERSION, Option
 
-HEAD = """.TH PASTA 1 "" "Bucatini {version}" "User Commands"
+HEAD = r""".TH PASTA 1 "" "Bucatini {version}" "User Commands"
 .SH NAME
-pasta \\- rootless networking for namespaces
+pasta \- rootless networking for namespaces
 .SH SYNOPSIS
 .B pasta
-.RI [ OPTION ]...\\& [ COMMAND
-.RI [ ARGUMENT ]...]
+[\fIOPTION\fR]... [\fICOMMAND\fR [\fIARGUMENT\fR]...]
 .br
 .B pasta
-.RI [ OPTION ]...\\& PID
+[\fIOPTION\fR]... \fIPID\fR
 .br
 .B pasta
-.RI [ OPTION ]...\\&
-.BI \\-\\-netns " PATH" | NAME
+[\fIOPTION\fR]... \fB\-\-netns\fR \fIPATH\fR|\fINAME\fR
 .SH DESCRIPTION
 .B pasta
 connects a network namespace to the network without any privilege. It makes a tap interface in the namespace and
 translates between its Ethernet frames and ordinary TCP, UDP and ping sockets of the host.
 .PP
 Given a command, or nothing (then it is the user's shell), it makes new user, network, mount, IPC, UTS and PID
-namespaces, runs the command there as root of them, and exits with its status, 128+N if signal N ended it. Given a
-process number or
-.BR \\-\\-netns ,
-it joins the namespaces that are there and goes to the background when everything is ready.
+namespaces, runs the command there as root of them, and exits with its status. Given a process number or
+.BR \-\-netns ,
+it joins the namespaces that are there and goes to the background when everything is ready; with
+.B \-\-foreground
+it stays. It ends when the command ends, or when the network namespace is gone.
 .PP
-Nothing is translated by default: the namespace has the host's address. Traffic to the gateway's address reaches the
-host's loopback, unless
-.B \\-\\-no\\-map\\-gw
+The namespace has the host's address; connections from it come from the host's address too. Traffic to the gateway's
+address reaches the host's loopback, unless
+.B \-\-no\-map\-gw
 is given.
 .SH OPTIONS
-Options end at the first operand. Of conflicting ones the last counts. Long options may be abbreviated.
+Options end at the first operand, or at
+.BR \-\- .
+Long options may be abbreviated as long as they stay unambiguous. An option may be given again; then the last one
+counts, unless it says otherwise below.
 """
 
-TAIL = """.SH "PORT SPECIFICATIONS"
+TAIL = r""".SH "PORT SPECIFICATIONS"
+The argument of
+.B \-\-tcp\-ports
+and
+.B \-\-udp\-ports
+is one of
 .TP
 .B none
-no port
+No port. Takes back the specifications before it.
 .TP
+.IR ports ", " address / ports ", %" interface / ports ", " address % interface / ports
+What arrives at these ports of the host, at the address and through the interface, if they are given. An IPv6 address
+may stand in brackets. Without an address it is any address of both IP versions.
+.PP
+Ports are a list, separated by commas, of
+.TP
+.IR first [\- last ]
+A port or a range of ports, forwarded to the same ports.
+.TP
+.IR first [\- last ]: to [\- tolast ]
+Forwarded to the ports from
+.I to
+on. Two ranges must be of one length.
+.TP
+.IR first [\- last ]: toaddress "\fR[\fP/" to "\fR[\-\fP" tolast "\fR]]\fP"
+Forwarded to another address behind the namespace's interface, and only from its IP version. Put an IPv6 address in
+brackets.
+.TP
+.BR all [: \fItoaddress\fR ]
+Every port but those that the kernel hands out itself (net.ipv4.ip_local_port_range).
+.TP
+.BR ~ \fIfirst\fR[\-\fIlast\fR]
+Not these, whatever else the list says. A list of nothing but exclusions means all other ports.
+.TP
+.B auto
+The ports that are bound in the namespace. This is not there yet.
+.PP
+Specifications add up, but must not send one port of one address to different places. A port that is named must be
+free on the host. Of
 .B all
-every port but those that the kernel hands out itself (net.ipv4.ip_local_port_range); ports that are in use are left out
-.TP
-.IR ports " or [" address "][%" interface "]/" ports
-a list, separated by commas, of
-.IR first [\\- last ][:[ toaddress /] to [\\- tolast ]],
-.IR first [\\- last ]: toaddress ,
-.BR all [: \\fItoaddress\\fR ]
-and
-.BR ~ \\fIfirst\\fR[\\-\\fIlast\\fR]
-(not these). A list of nothing but exclusions means all other ports. IPv6 addresses may stand in brackets.
+and of exclusions those that are not are left out, unless none is free; ports that are named elsewhere are left to
+them.
+.PP
+Without any
+.B \-\-udp\-ports
+the UDP ports of the same numbers as all TCP ports are forwarded, untranslated, as far as they are free;
+.B \-\-udp\-ports none
+switches that off.
 .SH "EXIT STATUS"
-0 at SIGTERM, or when the namespace is gone; the status of the command; 1 when something was wrong, with one line on
-standard error.
+.TP
+.B 0
+Connected, and in the background; or ended by SIGTERM, SIGQUIT or the end of the namespace; or
+.BR \-\-help " or " \-\-version .
+.TP
+.B 1
+Something was wrong: one line on standard error says what.
+.TP
+.I status
+That of the command, where one was given; 128+\fIN\fR if signal \fIN\fR ended it.
 .SH EXAMPLES
 .TP
-.B pasta \\-\\-config\\-net
-a shell in a namespace that reaches everything the host reaches
+.B pasta \-\-config\-net
+A shell in a namespace that reaches everything the host reaches.
 .TP
-.B pasta \\-\\-config\\-net \\-t 8080:80 \\-\\- busybox httpd \\-f \\-p 80
-a web server in a namespace, at the host's port 8080
+.B pasta \-\-config\-net \-t 8080:80 \-\- busybox httpd \-f \-p 80
+A web server in a namespace, at the host's port 8080.
 .TP
-.B pasta \\-\\-config\\-net \\-\\-no\\-map\\-gw 1234
-connects the namespace of process 1234, without a way to the host's loopback
+.B pasta \-\-config\-net \-t 127.0.0.1/2222:22 \-u none \-\-no\-map\-gw 1234
+Connects the namespace of process 1234, with its port 22 at 2222 of the host's loopback, and without a way to that
+loopback.
+.TP
+.B pasta \-\-config\-net \-a 10.0.2.100/24 \-g 10.0.2.2 \-\-dns\-forward 10.0.2.3 \-\-netns blue
+Connects /run/netns/blue, with addresses of its own and a name server at 10.0.2.3.
 .SH "SEE ALSO"
-.BR bucatini (1),
 .BR network_namespaces (7),
 .BR user_namespaces (7)
 """
 
+REPEAT = {PER_VERSION: "Counts once per IP version.", ADDS_UP: "May be repeated; all count."}
+LONG_NAME = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
+
 
 def escape(text: str) -> str:
-    """Return text as roff shows it literally."""
-    text = text.replace("\\", "\\e").replace("-", "\\-")
+    """Return text as roff shows it literally, names of options bold."""
+    pieces = []
+    at = 0
+    for match in LONG_NAME.finditer(text):
+        pieces += [_literal(text[at : match.start()]), f"\\fB{_literal(match[0])}\\fR"]
+        at = match.end()
+    text = "".join([*pieces, _literal(text[at:])])
     return "\\&" + text if text.startswith((".", "'")) else text
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\e").replace("-", "\\-")
 
 
 def entry(option: Option) -> str:
     """Return the paragraph of one option."""
     names = f"\\fB\\-{option.short}\\fR, " if option.short else ""
-    names += f"\\fB\\-\\-{escape(option.long)}\\fR"
+    names += f"\\fB\\-\\-{_literal(option.long)}\\fR"
     if option.metavar:
-        names += f" \\fI{escape(option.metavar)}\\fR"
-    body = escape(option.help[0].upper() + option.help[1:] + ".")
+        names += f" \\fI{_literal(option.metavar)}\\fR"
+    sentences = [option.help[0].upper() + option.help[1:] + "."]
     if option.more:
-        body += "\n" + escape(option.more)
+        sentences.append(option.more)
+    if option.repeat in REPEAT:
+        sentences.append(REPEAT[option.repeat])
+    if option.not_yet:
+        refused = "Anything but none is refused" if option.metavar == "SPEC" else "Refused"
+        sentences.append(f"{refused} in this version: {option.not_yet}.")
+    body = "\n".join(escape(sentence) for sentence in sentences)
     return f".TP\n{names}\n{body}\n"
 
 
 def render() -> str:
     """Return the page."""
-    return HEAD.format(version=__version__) + "".join(map(entry, OPTIONS)) + TAIL
+    parts = [HEAD.format(version=_literal(__version__))]
+    for title, options in GROUPS:
+        parts.append(f'.SS "{title}"\n')
+        parts += [entry(option) for option in options if option.modes & PASTA]
+    return "".join(parts) + TAIL
 
 
 if __name__ == "__main__":

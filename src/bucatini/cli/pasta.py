@@ -36,14 +36,9 @@ def main() -> int:
 
         sys.stdout.write(texts.version() if parsed.show == "version" else texts.usage())
         return 0
-    try:
-        from bucatini.runtime import log as logs
-        from bucatini.runtime.pasta import run
-    except ImportError as error:
-        if "bucatini.datapath" not in str(error.name):
-            raise
-        sys.stderr.write("pasta: the compiled packet path is missing: run 'make build'\n")
-        return 1
+    from bucatini.runtime import log as logs
+    from bucatini.runtime.pasta import run
+
     settings = parsed.settings
     spawning = settings.target_pid is None and settings.netns is None
     try:
@@ -56,8 +51,13 @@ def main() -> int:
             size=settings.log_size,
         )
         status = run(settings, log, time.monotonic_ns)
-    except BucatiniError as error:
-        sys.stderr.write(f"pasta: {error}\n")
+    except (BucatiniError, ModuleNotFoundError) as error:
+        text = str(error)
+        if isinstance(error, ModuleNotFoundError):
+            if not str(error.name).startswith("bucatini.datapath"):
+                raise
+            text = "the compiled packet path is missing: run 'make build'"
+        sys.stderr.write(f"pasta: {text}\n")
         sys.stderr.flush()
         status = 1
     # Everything is written; what Python would do on its way out costs milliseconds

@@ -35,6 +35,7 @@ cdef struct TcpFlow:
     uint8_t broken  # the host peer has reset: what is left is to be read, and its end is no EOF
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t connected
+    uint8_t peeking  # SO_PEEK_OFF is on: from the first read behind data in flight
 
 cdef struct UdpFlow:
     uint64_t last  # ns, last datagram either way

@@ -68,6 +68,14 @@ cdef extern from "<unistd.h>" nogil:
     int dup(int fd)
 
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, void *argument)
+
+
+cdef extern from "<linux/sockios.h>" nogil:
+    unsigned long SIOCINQ
+
+
 cdef extern from *:
     """
     #ifndef IP_BIND_ADDRESS_NO_PORT
@@ -350,13 +358,29 @@ cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
 # Host to guest
 
 
+cdef inline void peek_from(Flow *flow) noexcept nogil:
+    """Make the next read start behind what is in flight. A short answer is sent in one read and never needs it."""
+    cdef int value = <int> (flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una)
+    flow.u.tcp.peeking = 1
+    setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value))
+
+
+cdef inline bint is_end(Flow *flow, uint32_t n) noexcept nogil:
+    """Whether `n` bytes behind those in flight are the last that the host peer sent before it shut its side."""
+    cdef int queued = 0
+    return (ioctl(flow.fd, SIOCINQ, &queued) == 0
+            and <uint32_t> queued == flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una + n)
+
+
 cdef inline ssize_t peek(Worker *w, Flow *flow, uint8_t *out, uint32_t size) noexcept nogil:
     """Receive what follows the bytes in flight, leaving it in the socket; as recv(2)."""
     cdef uint32_t skip = flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una
     cdef iovec[2] iov
     cdef msghdr message
     cdef ssize_t n
-    if w.settings.peek_off or skip == 0:
+    if w.settings.peek_off and skip and not flow.u.tcp.peeking:
+        peek_from(flow)
+    if skip == 0 or flow.u.tcp.peeking:
         return recv(flow.fd, out, size, MSG_PEEK | MSG_DONTWAIT)
     # Without SO_PEEK_OFF everything in flight is read again first
     memset(&message, 0, sizeof(message))
@@ -396,6 +420,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
     cdef uint32_t headers = ETH_HLEN + TCP_HLEN + (IPV4_HLEN if addr_is_v4(&flow.key.guest) else IPV6_HLEN)
     cdef uint32_t limit = c.mss, room, share = SHARE
     cdef uint8_t *out
+    cdef uint8_t flags
     cdef ssize_t n
     cdef bint sent = False
     if link.features & LINK_TSO:
@@ -417,9 +442,14 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
         out = link.reserve(link)
         n = peek(w, flow, out + headers, room)
         if n > 0:
-            build_tcp(w, out, &flow.key, c.snd_nxt, c.rcv_nxt, tcp_window(c),
-                      TH_ACK | TH_PSH if n < room else TH_ACK, <uint32_t> n, c.mss, &vnet)
+            flags = TH_ACK | TH_PSH if n < room else TH_ACK
+            if n < room and t.hangup and not t.broken and is_end(flow, <uint32_t> n):
+                flags |= TH_FIN  # one frame fewer for every short answer
+            build_tcp(w, out, &flow.key, c.snd_nxt, c.rcv_nxt, tcp_window(c), flags, <uint32_t> n, c.mss, &vnet)
             tcp_sent(c, <uint32_t> n, w.now)
+            if flags & TH_FIN:
+                t.readable = 0
+                tcp_host_eof(c, w.now, &a)
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
             share -= 1
@@ -526,7 +556,6 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
     """Do for one flow what the segments of this batch ask for."""
     cdef Flow *flow = e.flow
     cdef TcpFlow *t
-    cdef int value
     cdef bint ack = e.ack
     if flow == NULL:
         return
@@ -538,8 +567,8 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
         recv(flow.fd, NULL, e.discard, MSG_TRUNC | MSG_DONTWAIT)
         e.discard = 0
     if e.rewind:
-        value = <int> (t.conn.snd_nxt - t.conn.snd_una)
-        setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value))
+        if t.peeking:
+            peek_from(flow)
         t.readable = 1
         e.rewind = False
     e.ack = False
@@ -767,7 +796,7 @@ cdef void connected(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef TcpFlow *t = &flow.u.tcp
     cdef TcpActions a
     cdef TcpSegment s
-    cdef int error = 0, zero = 0
+    cdef int error = 0
     cdef socklen_t size = sizeof(error)
     if events & (EPOLLERR | EPOLLHUP):
         getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &error, &size)
@@ -780,8 +809,6 @@ cdef void connected(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     elif not events & EPOLLOUT:
         return
     t.connected = 1
-    if w.settings.peek_off:
-        setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
     tcp_connected(&t.conn, w.now, &a)
     emit_syn(w, flow, TH_SYN | TH_ACK)
     timer_arm(w.timers, w.flows, flow, t.conn.deadline)
@@ -829,7 +856,6 @@ cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil:
 cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
     cdef TcpFlow *t = &flow.u.tcp
     cdef TcpActions a
-    cdef int zero = 0
     if t.conn.deadline == 0:
         return
     if w.now >= t.conn.deadline:
@@ -849,7 +875,8 @@ cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
         if a.what & TA_PROBE:
             emit(w, flow, t.conn.snd_una - 1, TH_ACK)
         if a.what & TA_REWIND:
-            setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
+            if t.peeking:
+                peek_from(flow)
             t.readable = 1
             pump(w, flow)
             if flow.fd < 0:
@@ -876,7 +903,7 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     cdef FlowKey key
     cdef Flow *flow
     cdef TcpActions a
-    cdef int one = 1, zero = 0
+    cdef int one = 1
     memset(&key, 0, sizeof(key))
     key.rport = sockaddr_read(sa, &peer)
     key.gport = listener.to
@@ -896,8 +923,6 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     flow.target_port = key.rport
     flow.u.tcp.connected = 1
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    if w.settings.peek_off:
-        setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero))
     tcp_to_guest(&flow.u.tcp.conn, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now, &a)
     if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
         count(w, C_FLOW_REFUSED)

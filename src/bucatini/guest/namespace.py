@@ -43,13 +43,38 @@ class Guest(NamedTuple):
     go: int  # descriptor: write a byte and the command starts; closed: it ends. -1: none
 
 
-def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Guest:
-    """Make namespaces and prepare to run the command (or the user's shell) in them."""
+class Pending:
+    """A child at work; `result` waits for it. Meanwhile the parent has something else to do."""
+
+    def __init__(self, sock: socket.socket, child: int, stays: bool) -> None:
+        self.sock = sock
+        self.child = child
+        self.stays = stays  # the child becomes the command
+
+    def result(self) -> Guest:
+        """Return what the child made, or raise what went wrong in it."""
+        message, fds, _, _ = socket.recv_fds(self.sock, 4096, 1)
+        if not message.startswith(b"+") or not fds:
+            self.sock.close()
+            _, status = os.waitpid(self.child, 0)
+            text = message[1:].decode(errors="replace") or f"the process that makes the namespaces ended ({status})"
+            raise BucatiniError(text)
+        tso, uso, mac = _RESULT.unpack(message[1:])
+        os.set_inheritable(fds[0], False)
+        if self.stays:
+            return Guest(fds[0], tso, uso, mac, self.child, self.sock.detach())
+        self.sock.close()
+        os.waitpid(self.child, 0)
+        return Guest(fds[0], tso, uso, mac, 0, -1)
+
+
+def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
+    """Begin to make namespaces and to prepare the command (or the user's shell) in them."""
     return _fork(plan, settings, lambda: _make_namespaces(settings, identity), settings)
 
 
-def join(plan: Plan, settings: Settings) -> Guest:
-    """Join the namespaces that `settings` names."""
+def join(plan: Plan, settings: Settings) -> Pending:
+    """Begin to join the namespaces that `settings` names."""
     user, net = namespace_paths(settings)
     return _fork(plan, settings, lambda: _join_namespaces(user, net), None)
 
@@ -121,8 +146,8 @@ def _make_namespaces(settings: Settings, identity: Identity | None) -> None:
     write_sysctl("ipv4/ping_group_range", "0 0")
 
 
-def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settings | None) -> Guest:
-    """Fork the child; returns what it made, or raises what went wrong in it."""
+def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settings | None) -> Pending:
+    """Fork the child."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     child = os.fork()
@@ -138,19 +163,7 @@ def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settin
         finally:
             os._exit(status)
     theirs.close()
-    message, fds, _, _ = socket.recv_fds(ours, 4096, 1)
-    if not message.startswith(b"+") or not fds:
-        ours.close()
-        _, status = os.waitpid(child, 0)
-        text = message[1:].decode(errors="replace") or f"the process that makes the namespaces ended ({status})"
-        raise BucatiniError(text)
-    tso, uso, mac = _RESULT.unpack(message[1:])
-    os.set_inheritable(fds[0], False)
-    if run is None:
-        ours.close()
-        os.waitpid(child, 0)
-        return Guest(fds[0], tso, uso, mac, 0, -1)
-    return Guest(fds[0], tso, uso, mac, child, ours.detach())
+    return Pending(ours, child, run is not None)
 
 
 def _child(
