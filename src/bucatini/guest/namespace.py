@@ -12,17 +12,24 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.configure import configure, write_sysctl
 from bucatini.guest.tap import open_tap
 from bucatini.host import kernel
+from bucatini.host.process import close_inherited, is_real_root
 from bucatini.plan.plan import Plan
 from bucatini.plan.settings import Settings
 
-_RESULT = struct.Struct("=??6s")  # TSO, USO, MAC address of the tap
+KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for the command, not for those who wait for it
+MESSAGE = 4096  # bytes at most that the child reports
+MAPS = b"m"  # the child asks for uid_map and gid_map
+DONE = b"+"
+NEEDS_RUNAS = "--netns-only needs --runas 0 as well: only root may do that"
+
+_RESULT = struct.Struct("=??6s")  # TSO, USO, MAC address of the tap; notes follow
 
 
 class Identity(NamedTuple):
@@ -41,6 +48,15 @@ class Guest(NamedTuple):
     mac: bytes
     child: int  # process to wait for, 0: none
     go: int  # descriptor: write a byte and the command starts; closed: it ends. -1: none
+    notes: tuple[str, ...] = ()  # what was left out, for who debugs
+
+
+class Command(NamedTuple):
+    """What to run in the namespaces."""
+
+    path: str
+    arguments: tuple[str, ...]  # with the program's name first
+    init: bool  # below an init of a PID namespace
 
 
 class Pending:
@@ -53,30 +69,35 @@ class Pending:
 
     def result(self) -> Guest:
         """Return what the child made, or raise what went wrong in it."""
-        message, fds, _, _ = socket.recv_fds(self.sock, 4096, 1)
+        message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 1)
+        if message == MAPS:
+            self.sock.send(DONE if _write_maps(self.child) else b"-")
+            message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 1)
         if not message.startswith(b"+") or not fds:
             self.sock.close()
             _, status = os.waitpid(self.child, 0)
             text = message[1:].decode(errors="replace") or f"the process that makes the namespaces ended ({status})"
             raise BucatiniError(text)
-        tso, uso, mac = _RESULT.unpack(message[1:])
+        tso, uso, mac = _RESULT.unpack_from(message, 1)
+        notes = tuple(message[1 + _RESULT.size :].decode(errors="replace").splitlines())
         os.set_inheritable(fds[0], False)
         if self.stays:
-            return Guest(fds[0], tso, uso, mac, self.child, self.sock.detach())
+            return Guest(fds[0], tso, uso, mac, self.child, self.sock.detach(), notes)
         self.sock.close()
         os.waitpid(self.child, 0)
-        return Guest(fds[0], tso, uso, mac, 0, -1)
+        return Guest(fds[0], tso, uso, mac, 0, -1, notes)
 
 
 def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
     """Begin to make namespaces and to prepare the command (or the user's shell) in them."""
-    return _fork(plan, settings, lambda: _make_namespaces(settings, identity), settings)
+    command = command_of(settings)
+    return _fork(plan, settings, lambda sock: _make_namespaces(settings, identity, sock), command)
 
 
 def join(plan: Plan, settings: Settings) -> Pending:
     """Begin to join the namespaces that `settings` names."""
     user, net = namespace_paths(settings)
-    return _fork(plan, settings, lambda: _join_namespaces(user, net), None)
+    return _fork(plan, settings, lambda sock: _join_namespaces(user, net), None)
 
 
 def namespace_paths(settings: Settings) -> tuple[str | None, str]:
@@ -105,6 +126,8 @@ def _open(path: str, what: str) -> int:
 
 def _join_namespaces(user: str | None, net: str) -> None:
     """Enter the namespaces; both are opened before either is entered."""
+    # Between the two we are in theirs with one foot and at home with the other: their root must not trace us
+    kernel.be_undumpable()
     net_fd = _open(net, "network")
     if user is not None:
         user_fd = _open(user, "user")
@@ -117,49 +140,91 @@ def _join_namespaces(user: str | None, net: str) -> None:
     os.close(net_fd)
 
 
-def _make_namespaces(settings: Settings, identity: Identity | None) -> None:
+def _make_namespaces(settings: Settings, identity: Identity | None, sock: socket.socket) -> None:
     """Move to namespaces of our own, as root of them."""
     if identity is not None:
-        try:
-            os.setgroups([])
-            os.setresgid(identity.gid, identity.gid, identity.gid)
-            os.setresuid(identity.uid, identity.uid, identity.uid)
-        except OSError as error:
-            raise HostError("change user", error.errno or 0) from None
-        kernel.be_dumpable()
+        _become(identity)
     uid, gid = os.geteuid(), os.getegid()
+    # The root of a user namespace keeps the users that it has; the first one's maps itself alone, like anybody
+    several = uid == 0 and not is_real_root()
     flags = kernel.CLONE_NEWNET | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     if settings.pidns and not settings.foreground:
         flags |= kernel.CLONE_NEWPID
-    if not settings.netns_only:
+    advice = "user namespaces may be switched off: see 'bucatini doctor'"
+    if settings.netns_only:
+        advice = "--netns-only needs the root of a user namespace, or --runas 0" if identity is None else NEEDS_RUNAS
+    else:
         flags |= kernel.CLONE_NEWUSER
-    kernel.unshare(flags, "make namespaces", "user namespaces may be switched off: see 'bucatini doctor'")
-    if not settings.netns_only:
-        for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
-            try:
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-            except OSError as error:
-                advice = "AppArmor may restrict user namespaces: see 'bucatini doctor'"
-                raise HostError(f"write {name} of the user namespace", error.errno or 0, advice) from None
-    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+    kernel.unshare(flags, "make namespaces", advice)
+    if settings.netns_only:
+        # With a user namespace of our own the kernel has done that (mount_namespaces(7))
+        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+    elif not (several and _ask_for_maps(sock)):
+        _map_root(uid, gid)
     write_sysctl("ipv4/ping_group_range", "0 0")
 
 
-def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settings | None) -> Pending:
+def _become(identity: Identity) -> None:
+    try:
+        os.setgroups([])
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    except OSError as error:
+        raise HostError("change user", error.errno or 0) from None
+    kernel.be_dumpable()
+
+
+def _map_root(uid: int, gid: int) -> None:
+    """Be root of our new user namespace, alone in it."""
+    for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError as error:
+            advice = "AppArmor may restrict user namespaces: see 'bucatini doctor'"
+            raise HostError(f"write {name} of the user namespace", error.errno or 0, advice) from None
+
+
+def _ask_for_maps(sock: socket.socket) -> bool:
+    """Have the parent, which is outside and may, give our user namespace all users of its own."""
+    sock.send(MAPS)
+    return sock.recv(1) == DONE
+
+
+def identity_map(text: str) -> str:
+    """Return the map that gives a child namespace what `text`, our own uid_map or gid_map, says that we have."""
+    lines = [line.split() for line in text.splitlines()]
+    return "".join(f"{first} {first} {count}\n" for first, _, count in lines)
+
+
+def _write_maps(child: int) -> bool:
+    try:
+        for name in ("gid_map", "uid_map"):
+            with open(f"/proc/self/{name}") as file:
+                text = identity_map(file.read())
+            with open(f"/proc/{child}/{name}", "w") as file:
+                file.write(text)
+    except OSError:
+        return False
+    return True
+
+
+def _fork(plan: Plan, settings: Settings, enter: Callable[[socket.socket], None], run: Command | None) -> Pending:
     """Fork the child."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it, and waiting would fail
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            ours.close()
+            # What we have open is none of the guest's business: its root may trace this process
+            close_inherited(theirs.fileno())
             status = _child(plan, settings, enter, run, theirs, parent)
         except KeyboardInterrupt:
             status = 130
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
-            theirs.send(b"-" + f"{type(error).__name__}: {error}".encode())
+        except BaseException as error:  # noqa: BLE001 - the parent tells it
+            theirs.send(b"-" + f"{type(error).__name__}: {error}".encode(errors="replace")[:MESSAGE])
         finally:
             os._exit(status)
     theirs.close()
@@ -169,31 +234,33 @@ def _fork(plan: Plan, settings: Settings, enter: Callable[[], None], run: Settin
 def _child(
     plan: Plan,
     settings: Settings,
-    enter: Callable[[], None],
-    run: Settings | None,
+    enter: Callable[[socket.socket], None],
+    run: Command | None,
     sock: socket.socket,
     parent: int,
 ) -> int:
     """In the child: enter, make the tap, report; then run the command. Returns an exit status."""
     try:
-        enter()
+        enter(sock)
         if run is not None:
             _die_with(parent)
         tap = open_tap(plan.ifname)
-        mac = configure(plan, settings)
+        mac, notes = configure(plan, settings)
     except BucatiniError as error:
-        sock.send(b"-" + str(error).encode())
+        sock.send(b"-" + str(error).encode(errors="replace")[:MESSAGE])
         return 1
-    socket.send_fds(sock, [b"+" + _RESULT.pack(tap.tso, tap.uso, mac)], [tap.fd])
+    report = b"+" + _RESULT.pack(tap.tso, tap.uso, mac) + "\n".join(notes).encode(errors="replace")
+    socket.send_fds(sock, [report[:MESSAGE]], [tap.fd])
     os.close(tap.fd)
     if run is None:
         return 0
     if not sock.recv(1):
         return 1
     sock.close()
-    if not run.pidns or run.foreground:
-        _execute(run)
-    return _as_init(run)
+    ignored = [number for number in KEYBOARD if signal.getsignal(number) == signal.SIG_IGN]
+    if not run.init:
+        _execute(run, ignored)
+    return _as_init(run, ignored)
 
 
 def _die_with(parent: int) -> None:
@@ -206,46 +273,55 @@ def _die_with(parent: int) -> None:
 def _wait(child: int) -> int:
     """Wait for one child, collecting any other; returns its exit status, 128+N for a signal."""
     while True:
-        try:
-            pid, status = os.wait()
-        except InterruptedError:
-            continue
+        pid, status = os.wait()
         if pid == child:
-            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def _as_init(settings: Settings) -> int:
+def _as_init(command: Command, ignored: Sequence[int]) -> int:
     """Run the command below an init of the new PID namespace, with a /proc of its own."""
+    lifeline, held = os.pipe()
     init = os.fork()
     if init == 0:
         status = 1
         try:
-            _signals_ignored()
+            os.close(held)
+            for number in KEYBOARD:
+                signal.signal(number, signal.SIG_IGN)
             kernel.die_with_parent(signal.SIGKILL)
+            if _ended(lifeline):  # before the line above could see it
+                os._exit(1)
             try:
                 kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
             except HostError:
                 pass  # a container that hides parts of /proc does not let us have a new one
-            command = os.fork()
-            if command == 0:
-                _execute(settings)
-            status = _wait(command)
+            child = os.fork()
+            if child == 0:
+                _execute(command, ignored)
+            status = _wait(child)
         finally:
             os._exit(status)
-    _signals_ignored()
+    for number in KEYBOARD:
+        signal.signal(number, signal.SIG_IGN)
     return _wait(init)
 
 
-def _signals_ignored() -> None:
-    """Leave the keyboard's signals to the command."""
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def _ended(lifeline: int) -> bool:
+    """Whether the other end of a pipe is closed."""
+    os.set_blocking(lifeline, False)
+    try:
+        return not os.read(lifeline, 1)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lifeline)
 
 
-def command_line(settings: Settings) -> tuple[str, list[str]]:
+def command_of(settings: Settings) -> Command:
     """Return what to execute: the command, or the user's shell as a login shell."""
+    init = settings.pidns and not settings.foreground
     if settings.command:
-        return settings.command[0], list(settings.command)
+        return Command(settings.command[0], settings.command, init)
     shell = os.environ.get("SHELL", "")
     if not shell:
         import pwd
@@ -256,21 +332,39 @@ def command_line(settings: Settings) -> tuple[str, list[str]]:
             shell = ""
     if not shell or not os.access(shell, os.X_OK):
         shell = "/bin/sh"
-    return shell, ["-" + os.path.basename(shell)]
+    return Command(shell, ("-" + os.path.basename(shell),), init)
 
 
-def _execute(settings: Settings) -> None:
+def _execute(command: Command, ignored: Sequence[int]) -> None:
     """Become the command. Does not return."""
     status = 126
     try:
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        path, arguments = command_line(settings)
-        os.execvp(path, arguments)
+        for number in (*KEYBOARD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        close_inherited()
+        try:
+            os.execvp(command.path, command.arguments)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # A script without an interpreter line, as execvp(3) has it
+            os.execv("/bin/sh", ("sh", _found(command.path), *command.arguments[1:]))
     except OSError as error:
+        if error.errno == errno.EACCES and not os.path.exists(_found(command.path)):
+            # A folder of PATH that may not be looked into does not make it a program that may not be run
+            error = OSError(errno.ENOENT, "")
         if error.errno == errno.ENOENT:
             status = 127
-        os.write(2, f"pasta: cannot run '{path}': {error.strerror}\n".encode())
+        os.write(
+            2, b"pasta: cannot run '%s': %s\n" % (os.fsencode(command.path), os.strerror(error.errno or 0).encode())
+        )
     finally:
         os._exit(status)
+
+
+def _found(name: str) -> str:
+    """Return the path under which execvp finds a program."""
+    if "/" in name:
+        return name
+    candidates = (os.path.join(folder, name) for folder in os.get_exec_path())
+    return next((path for path in candidates if os.access(path, os.X_OK)), name)

@@ -7,6 +7,7 @@ what the kernel grants decides how large the frames are that may be exchanged.
 import errno
 import fcntl
 import os
+import socket
 import struct
 from typing import NamedTuple
 
@@ -55,7 +56,16 @@ def open_tap(name: str) -> Tap:
             break
     except OSError as error:
         os.close(fd)
-        advice = "an interface of that name is there already: choose another with --ns-ifname"
-        busy = error.errno in (errno.EBUSY, errno.EEXIST)
-        raise HostError(f"make the tap '{name}'", error.errno or 0, advice if busy else "") from None
+        advice = ""
+        if _exists(name):
+            advice = "an interface of that name is there already: choose another with --ns-ifname"
+        raise HostError(f"make the tap '{name}'", error.errno or 0, advice) from None
     return Tap(fd, tso, uso)
+
+
+def _exists(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True

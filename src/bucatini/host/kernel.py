@@ -67,6 +67,11 @@ def die_with_parent(signal: int) -> None:
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "ask for a signal at the parent's death")
 
 
+def be_undumpable() -> None:
+    """Be traced by nobody below the user namespace in which our program was started (PR_SET_DUMPABLE, ptrace(2))."""
+    _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "become undumpable")
+
+
 def be_dumpable() -> None:
     """Own /proc/self again after a change of user (PR_SET_DUMPABLE): needed to write uid_map."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")

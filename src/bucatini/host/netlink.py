@@ -10,13 +10,16 @@ in; the kernel's errors become `HostError`; a dump that was interrupted by a cha
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from bucatini.errors import HostError
 from bucatini.plan.plan import Address, Route
 
 NETLINK_ROUTE = 0  # linux/netlink.h
+NETLINK_GET_STRICT_CHK = 12
+SOL_NETLINK = 270  # linux/socket.h
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
 NLM_F_DUMP = 0x300
@@ -76,6 +79,7 @@ NHA_OIF = 5
 NHA_GATEWAY = 6
 
 DUMP_TRIES = 5
+DATAGRAM = 1 << 18  # bytes; the kernel fills 32 KiB, and more only for a single message that does not fit
 
 
 class LinkInfo(NamedTuple):
@@ -139,9 +143,21 @@ def family_of(address: str) -> int:
 
 def _unpack(family: int, value: bytes) -> str | None:
     """Return an address as text, None when its length is not the family's."""
-    if len(value) != (4 if family == socket.AF_INET else 16):
+    if (family, len(value)) not in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
         return None
     return socket.inet_ntop(family, value)
+
+
+def messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, flags and body of the messages that answer `sequence`; ends at the first that does not fit."""
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, flags, answered, _ = struct.unpack_from("=IHHII", data, at)
+        if length < 16 or at + length > len(data):
+            return
+        if answered == sequence:
+            yield kind, flags, data[at + 16 : at + length]
+        at += (length + 3) & ~3
 
 
 class Netlink:
@@ -154,38 +170,41 @@ class Netlink:
         else:
             try:
                 self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
-                self.sock.setsockopt(270, 12, 1)  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
                 self.sock.bind((0, 0))
             except OSError as error:
                 raise HostError("open a netlink socket", error.errno or 0) from None
+            try:
+                self.sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+            except OSError:
+                pass  # before Linux 4.20; what it filters is filtered here too
         self.sequence = 0
 
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()
 
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
+    def _send(self, kind: int, flags: int, body: bytes, doing: str) -> None:
         self.sequence += 1
         header = struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, self.sequence, 0)
-        self.sock.send(header + body)
+        try:
+            self.sock.send(header + body)
+        except OSError as error:
+            raise HostError(doing, error.errno or 0) from None
 
-    def _messages(self) -> Iterator[tuple[int, int, bytes]]:
+    def _messages(self, doing: str) -> Iterator[tuple[int, int, bytes]]:
         """Yield type, flags and body of the messages that answer the last request, one datagram."""
-        data = self.sock.recv(1 << 20)
-        at = 0
-        while at + 16 <= len(data):
-            length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", data, at)
-            if length < 16 or at + length > len(data):
-                return
-            if sequence == self.sequence:
-                yield kind, flags, data[at + 16 : at + length]
-            at += (length + 3) & ~3
+        try:
+            data, (port, _) = self.sock.recvfrom(DATAGRAM)
+        except OSError as error:
+            raise HostError(doing, error.errno or 0) from None
+        if port == 0:  # the kernel; the root of a namespace may write to this socket too
+            yield from messages(data, self.sequence)
 
     def request(self, kind: int, flags: int, body: bytes, doing: str) -> None:
         """Send a request and wait for its acknowledgement; HostError when it is refused."""
-        self._send(kind, flags | NLM_F_ACK, body)
+        self._send(kind, flags | NLM_F_ACK, body, doing)
         while True:
-            for answer, _, payload in self._messages():
+            for answer, _, payload in self._messages(doing):
                 if answer == NLMSG_ERROR and len(payload) >= 4:
                     code = struct.unpack_from("=i", payload)[0]
                     if code:
@@ -201,16 +220,16 @@ class Netlink:
         return result
 
     def _dump(self, kind: int, body: bytes, doing: str) -> tuple[list[bytes], bool]:
-        self._send(kind, NLM_F_DUMP, body)
+        self._send(kind, NLM_F_DUMP, body, doing)
         result: list[bytes] = []
         interrupted = False
         while True:
-            for answer, flags, payload in self._messages():
+            for answer, flags, payload in self._messages(doing):
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if answer in (NLMSG_DONE, NLMSG_ERROR):
                     code = struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
                     if code:
-                        if -code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL):
+                        if -code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                             return [], False  # a kernel without it (ipv6.disable=1, no next hop objects)
                         raise HostError(doing, -code)
                     return result, interrupted
@@ -222,31 +241,18 @@ class Netlink:
         """Return all interfaces."""
         result = []
         for body in self.dump(RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0), "list interfaces"):
-            if len(body) < 16:
-                continue
-            _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
-            found = dict(attributes(body[16:]))
-            mac = found.get(IFLA_ADDRESS, b"")
-            name = found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-            mtu = int.from_bytes(found.get(IFLA_MTU, b""), "little")
-            result.append(LinkInfo(index, name, flags, mtu, mac if len(mac) == 6 and any(mac) else None))
+            link = parse_link(body)
+            if link is not None:
+                result.append(link)
         return result
 
     def addresses(self, family: int) -> list[HostAddress]:
         """Return all addresses of a family, in the kernel's order (primary ones first)."""
         result = []
         for body in self.dump(RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0), "list addresses"):
-            if len(body) < 8:
-                continue
-            of, prefix, flags, scope, index = struct.unpack_from("=BBBBi", body)
-            found = dict(attributes(body[8:]))
-            text = _unpack(of, found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b""))
-            if of != family or text is None:
-                continue
-            if len(found.get(IFA_FLAGS, b"")) == 4:
-                flags = struct.unpack("=I", found[IFA_FLAGS])[0]
-            broadcast = _unpack(of, found.get(IFA_BROADCAST, b""))
-            result.append(HostAddress(index, Address(text, prefix, scope, flags, broadcast)))
+            address = parse_address(family, body)
+            if address is not None:
+                result.append(address)
         return result
 
     def routes(self, family: int) -> list[HostRoute]:
@@ -255,65 +261,24 @@ class Netlink:
         objects: dict[int, tuple[Hop, ...]] | None = None
         body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
         for message in self.dump(RTM_GETROUTE, body, "list routes"):
-            if len(message) < 12:
+            parsed = parse_route(family, message)
+            if parsed is None:
                 continue
-            of, length, _, _, table, protocol, scope, kind, flags = struct.unpack_from("=BBBBBBBBI", message)
-            found = dict(attributes(message[12:]))
-            if len(found.get(RTA_TABLE, b"")) == 4:
-                table = struct.unpack("=I", found[RTA_TABLE])[0]
-            if of != family or kind != RTN_UNICAST or table != RT_TABLE_MAIN:
-                continue
-            if len(found.get(RTA_NH_ID, b"")) == 4 and RTA_OIF not in found and RTA_MULTIPATH not in found:
+            route, hops, object_id = parsed
+            if object_id:
                 if objects is None:
                     objects = self._next_hops()
-                hops = objects.get(struct.unpack("=I", found[RTA_NH_ID])[0], ())
-            else:
-                hops = _hops(family, found, flags)
+                hops = objects.get(object_id, ())
             alive = [hop for hop in hops if not hop.flags & RTNH_F_DEAD]
             alive.sort(key=lambda hop: -hop.weight)
-            if not alive:
-                continue
-            route = Route(
-                destination=_unpack(of, found.get(RTA_DST, b"")) if length else None,
-                prefix=length,
-                gateway=alive[0].gateway,
-                metric=struct.unpack("=I", found[RTA_PRIORITY])[0] if len(found.get(RTA_PRIORITY, b"")) == 4 else 0,
-                source=_unpack(of, found.get(RTA_PREFSRC, b"")),
-                scope=scope,
-                protocol=protocol,
-                flags=alive[0].flags & RTNH_F_ONLINK,
-                mtu=_route_mtu(found.get(RTA_METRICS, b"")),
-            )
-            result.append(HostRoute(route, tuple(alive)))
+            if alive:
+                route = route._replace(gateway=alive[0].gateway, flags=alive[0].flags & RTNH_F_ONLINK)
+                result.append(HostRoute(route, tuple(alive)))
         return result
 
     def _next_hops(self) -> dict[int, tuple[Hop, ...]]:
         """Return the next hop objects by id, groups resolved."""
-        single: dict[int, Hop] = {}
-        groups: dict[int, list[tuple[int, int]]] = {}
-        for body in self.dump(RTM_GETNEXTHOP, struct.pack("=BBBBI", 0, 0, 0, 0, 0), "list next hops"):
-            if len(body) < 8:
-                continue
-            family, _, _, _, flags = struct.unpack_from("=BBBBI", body)
-            found = dict(attributes(body[8:]))
-            if len(found.get(NHA_ID, b"")) != 4:
-                continue
-            key = struct.unpack("=I", found[NHA_ID])[0]
-            if NHA_GROUP in found:
-                data = found[NHA_GROUP]
-                groups[key] = [
-                    (member, weight + 1)
-                    for member, weight in (struct.unpack_from("=IB", data, at) for at in range(0, len(data) - 7, 8))
-                ]
-            elif len(found.get(NHA_OIF, b"")) == 4:
-                gateway = _unpack(family, found[NHA_GATEWAY]) if NHA_GATEWAY in found else None
-                single[key] = Hop(struct.unpack("=I", found[NHA_OIF])[0], gateway, 1, flags)
-        result: dict[int, tuple[Hop, ...]] = {key: (hop,) for key, hop in single.items()}
-        for key, members in groups.items():
-            result[key] = tuple(
-                single[member]._replace(weight=weight) for member, weight in members if member in single
-            )
-        return result
+        return resolve_next_hops(self.dump(RTM_GETNEXTHOP, struct.pack("=BBBBI", 0, 0, 0, 0, 0), "list next hops"))
 
     # Setting
 
@@ -360,8 +325,100 @@ class Netlink:
         if route.mtu:
             body += attribute(RTA_METRICS, attribute(RTAX_MTU, struct.pack("=I", route.mtu)))
         body += attribute(RTA_OIF, struct.pack("=i", index))
-        where = f"{route.destination or 'default'}/{route.prefix}" if route.destination else "default"
+        where = f"{route.destination}/{route.prefix}" if route.destination else "default"
+        if route.gateway is not None:
+            where += f" via {route.gateway}"
         self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"add route {where}")
+
+
+def _number(value: bytes | None) -> int | None:
+    """Return a 32-bit attribute as a number, None when it is absent or of another length."""
+    return None if value is None or len(value) != 4 else int.from_bytes(value, sys.byteorder)
+
+
+def parse_link(body: bytes) -> LinkInfo | None:
+    """Read an RTM_NEWLINK (struct ifinfomsg and attributes); None when it is none."""
+    if len(body) < 16:
+        return None
+    _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
+    found = dict(attributes(body[16:]))
+    mac = found.get(IFLA_ADDRESS, b"")
+    name = found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
+    return LinkInfo(index, name, flags, _number(found.get(IFLA_MTU)) or 0, mac if len(mac) == 6 and any(mac) else None)
+
+
+def parse_address(family: int, body: bytes) -> HostAddress | None:
+    """Read an RTM_NEWADDR (struct ifaddrmsg and attributes); None when it is none of this family."""
+    if len(body) < 8:
+        return None
+    of, prefix, flags, scope, index = struct.unpack_from("=BBBBi", body)
+    found = dict(attributes(body[8:]))
+    # Of a point-to-point link IFA_ADDRESS is the peer's
+    text = _unpack(of, found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b""))
+    if of != family or text is None or prefix > _bits(family):
+        return None
+    all_flags = _number(found.get(IFA_FLAGS))
+    broadcast = _unpack(of, found.get(IFA_BROADCAST, b""))
+    return HostAddress(index, Address(text, prefix, scope, flags if all_flags is None else all_flags, broadcast))
+
+
+def parse_route(family: int, body: bytes) -> tuple[Route, tuple[Hop, ...], int] | None:
+    """Read an RTM_NEWROUTE (struct rtmsg and attributes): the route, its next hops, or the next hop object it goes by.
+
+    None when it is no unicast route of the main table of this family.
+    """
+    if len(body) < 12:
+        return None
+    of, length, _, _, short_table, protocol, scope, kind, flags = struct.unpack_from("=BBBBBBBBI", body)
+    found = dict(attributes(body[12:]))
+    table = _number(found.get(RTA_TABLE)) or short_table
+    if of != family or kind != RTN_UNICAST or table != RT_TABLE_MAIN or length > _bits(family):
+        return None
+    destination = _unpack(of, found.get(RTA_DST, b"")) if length else None
+    if length and destination is None:
+        return None
+    route = Route(
+        destination=destination,
+        prefix=length,
+        gateway=None,
+        metric=_number(found.get(RTA_PRIORITY)) or 0,
+        source=_unpack(of, found.get(RTA_PREFSRC, b"")),
+        scope=scope,
+        protocol=protocol,
+        mtu=_route_mtu(found.get(RTA_METRICS, b"")),
+    )
+    if RTA_OIF in found or RTA_MULTIPATH in found:
+        return route, _hops(family, found, flags), 0
+    return route, (), _number(found.get(RTA_NH_ID)) or 0
+
+
+def resolve_next_hops(bodies: Iterable[bytes]) -> dict[int, tuple[Hop, ...]]:
+    """Return the next hops by id out of RTM_NEWNEXTHOP messages (struct nhmsg and attributes), groups resolved."""
+    single: dict[int, Hop] = {}
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for body in bodies:
+        if len(body) < 8:
+            continue
+        family, _, _, _, flags = struct.unpack_from("=BBBBI", body)
+        found = dict(attributes(body[8:]))
+        key = _number(found.get(NHA_ID))
+        if key is None:
+            continue
+        device = _number(found.get(NHA_OIF))
+        if NHA_GROUP in found:
+            data = found[NHA_GROUP]  # struct nexthop_grp: id, weight - 1, and three bytes not needed here
+            entries = (struct.unpack_from("=IB", data, at) for at in range(0, len(data) - 7, 8))
+            groups[key] = [(member, weight + 1) for member, weight in entries]
+        elif device is not None:
+            single[key] = Hop(device, _unpack(family, found.get(NHA_GATEWAY, b"")), 1, flags)
+    result: dict[int, tuple[Hop, ...]] = {key: (hop,) for key, hop in single.items()}
+    for key, members in groups.items():
+        result[key] = tuple(single[member]._replace(weight=weight) for member, weight in members if member in single)
+    return result
+
+
+def _bits(family: int) -> int:
+    return 32 if family == socket.AF_INET else 128
 
 
 def _hops(family: int, found: dict[int, bytes], flags: int) -> tuple[Hop, ...]:
@@ -378,9 +435,8 @@ def _hops(family: int, found: dict[int, bytes], flags: int) -> tuple[Hop, ...]:
             hops.append(Hop(index, _gateway(family, inner), weight + 1, hop_flags))
             at += (length + 3) & ~3
         return tuple(hops)
-    if len(found.get(RTA_OIF, b"")) != 4:
-        return ()
-    return (Hop(struct.unpack("=i", found[RTA_OIF])[0], _gateway(family, found), 1, flags),)
+    device = _number(found.get(RTA_OIF))
+    return () if device is None else (Hop(device, _gateway(family, found), 1, flags),)
 
 
 def _gateway(family: int, found: dict[int, bytes]) -> str | None:
@@ -393,5 +449,4 @@ def _gateway(family: int, found: dict[int, bytes]) -> str | None:
 
 
 def _route_mtu(metrics: bytes) -> int:
-    value = dict(attributes(metrics)).get(RTAX_MTU, b"")
-    return int(struct.unpack("=I", value)[0]) if len(value) == 4 else 0
+    return _number(dict(attributes(metrics)).get(RTAX_MTU)) or 0

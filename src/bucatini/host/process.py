@@ -9,11 +9,18 @@ from bucatini.errors import HostError, UsageError
 def occupy_standard_descriptors() -> None:
     """Put /dev/null on descriptors 0 to 2 that were closed, before anything else takes their numbers."""
     while True:
-        fd = os.open("/dev/null", os.O_RDWR)
+        fd = _open_null()
         if fd > 2:
             os.close(fd)
-            return
+            break
         os.set_inheritable(fd, True)
+
+
+def _open_null() -> int:
+    try:
+        return os.open("/dev/null", os.O_RDWR)
+    except OSError as error:
+        raise HostError("open /dev/null", error.errno or 0) from None
 
 
 def close_inherited(keep: int = -1) -> None:
@@ -34,6 +41,10 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
+NOBODY = 65534  # what the kernel calls overflowuid; distributions agree
+ID_MAX = 0xFFFFFFFE  # the number after it means "no change" in setresuid(2)
+
+
 class Background:
     """The way to the background: `fork` early or late, `ready` lets the parent go.
 
@@ -49,19 +60,30 @@ class Background:
         pid = os.fork()
         if pid:
             os.close(self.fd)
-            status = 0 if os.read(reader, 1) else 1
+            try:
+                status = 0 if os.read(reader, 1) else 1
+            except KeyboardInterrupt:
+                status = 130
             os._exit(status)
         os.close(reader)
         os.setsid()
 
     def ready(self) -> None:
-        """Leave the terminal and the folder, and let the parent exit 0."""
-        null = os.open("/dev/null", os.O_RDWR)
+        """Leave the terminal and the folder, and let the parent exit 0.
+
+        Raises:
+            HostError: the parent has ended: nobody is waiting for us.
+        """
+        null = _open_null()
         for fd in range(3):
             os.dup2(null, fd)
-        os.close(null)
+        if null > 2:
+            os.close(null)
         os.chdir("/")
-        os.write(self.fd, b"+")
+        try:
+            os.write(self.fd, b"+")
+        except OSError as error:
+            raise HostError("tell that we are ready", error.errno or 0) from None
         os.close(self.fd)
         self.fd = -1
 
@@ -78,8 +100,11 @@ class PidFile:
 
     def write(self) -> None:
         """Write our pid."""
-        os.write(self.fd, f"{os.getpid()}\n".encode())
-        os.close(self.fd)
+        try:
+            os.write(self.fd, f"{os.getpid()}\n".encode())
+            os.close(self.fd)
+        except OSError as error:
+            raise HostError(f"write the pid file {self.path}", error.errno or 0) from None
 
 
 def is_real_root() -> bool:
@@ -94,25 +119,34 @@ def is_real_root() -> bool:
 
 
 def identity_of(text: str | None) -> tuple[int, int]:
-    """Return uid and gid of a --runas value: UID, UID:GID, LOGIN or LOGIN:GROUP; nobody by default."""
+    """Return uid and gid of a --runas value: UID, UID:GID, LOGIN or LOGIN:GROUP; nobody by default.
+
+    Raises:
+        UsageError: there is no such user or group.
+    """
     import grp
     import pwd
 
-    login, _, group = (text or "nobody").partition(":")
+    login, colon, group = ("nobody" if text is None else text).partition(":")
     try:
-        if login.isdigit():
-            uid = int(login)
-            gid = uid if text else 65534
+        if _is_number(login):
+            uid = gid = int(login)
         else:
             entry = pwd.getpwnam(login)
             uid, gid = entry.pw_uid, entry.pw_gid
-        if group:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        if colon:
+            gid = int(group) if _is_number(group) else grp.getgrnam(group).gr_gid
     except KeyError:
         if text is None:
-            return 65534, 65534
+            return NOBODY, NOBODY
         raise UsageError(f"--runas: no such user or group in '{text}'") from None
+    if max(uid, gid) > ID_MAX:
+        raise UsageError(f"--runas: '{text}' has a number beyond {ID_MAX}")
     return uid, gid
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 12
 
 
 def become(uid: int, gid: int) -> None:

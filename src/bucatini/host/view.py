@@ -77,7 +77,7 @@ def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInf
     if wanted is not None:
         index = next((info.ifindex for info in links.values() if info.name == wanted), 0)
     else:
-        outward = [entry for entry in routes if entry.hops[0].ifindex not in loopbacks]
+        outward = [e for e in routes if e.hops[0].ifindex in links and e.hops[0].ifindex not in loopbacks]
         defaults = sorted((e for e in outward if e.route.destination is None), key=lambda e: e.route.metric)
         if defaults or outward:
             index = (defaults or outward)[0].hops[0].ifindex
@@ -97,6 +97,7 @@ def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInf
                 break
     found = [entry.address for entry in link.addresses(family) if entry.ifindex == index]
     usable = [address for address in found if _usable(family, address)]
-    usable.sort(key=lambda address: bool(address.flags & netlink.IFA_F_DEPRECATED))
+    # Deprecated ones last, and IPv4 link-local ones behind others; else in the kernel's order
+    usable.sort(key=lambda address: (bool(address.flags & netlink.IFA_F_DEPRECATED), address.scope))
     gateways.sort(key=lambda pair: pair[0])
     return HostFamily(index, links[index].name, tuple(usable), tuple(mine), gateways[0][1] if gateways else None)

@@ -15,6 +15,8 @@ LOCAL_GATEWAY4 = "169.254.2.2"
 LOCAL_GATEWAY6 = "fe80::1"
 DEFAULT_MTU = 65520  # bytes
 OUR_MAC = bytes.fromhex("9a559a559a55")
+IFA_F_NOPREFIXROUTE = 0x200  # linux/if_addr.h
+IPV6_MIN_MTU = 1280  # bytes, RFC 8200 §5
 
 
 class Address(NamedTuple):
@@ -111,13 +113,18 @@ def make_plan(settings: Settings, host: HostView) -> Plan:
     v4 = v6 = None
     if host.v4 is not None:
         v4 = _plan4(settings, host, host.v4, warnings)
-    if host.v6 is not None:
+    mtu = DEFAULT_MTU if settings.mtu is None else settings.mtu
+    small = 0 < mtu < IPV6_MIN_MTU
+    if small and host.v6 is not None:
+        if v4 is None or settings.address6 is not None or settings.gateway6 is not None:
+            raise UsageError(f"--mtu: '{mtu}' is too small for IPv6, which needs {IPV6_MIN_MTU}")
+        warnings.append(f"IPv6 is off: an MTU of {mtu} is too small for it")
+    elif host.v6 is not None:
         v6 = _plan6(settings, host, host.v6, our_mac, warnings)
     local = [f for f in (host.v4, host.v6) if f is not None]
     if all(not f.ifindex for f in local):
         warnings.append("no interface with a route on this host: local mode, only the host itself can be reached")
-    mtu = DEFAULT_MTU if settings.mtu is None else settings.mtu
-    template = next((f.ifname for f in local if f.ifindex), "tap0")
+    template = next((f.ifname for f in local if f.ifindex and f.ifname != "lo"), "tap0")
     search = () if not settings.dhcp_search else host.search if settings.search is None else settings.search
     return Plan(
         v4=v4,
@@ -133,6 +140,17 @@ def make_plan(settings: Settings, host: HostView) -> Plan:
 
 def _is_v6(address: str) -> bool:
     return ":" in address
+
+
+def _own_gateway(address: str | None, gateway: str) -> None:
+    """Refuse a guest that would be its own gateway."""
+    if address == gateway:
+        raise UsageError(f"--gateway: '{gateway}' is the address of the namespace itself (--address)")
+
+
+def _has_resolver(host: HostView, gateway: str) -> bool:
+    """Whether the gateway is one of the host's resolvers; those of IPv6 may bear a scope id."""
+    return any(server.partition("%")[0] == gateway for server in host.nameservers)
 
 
 def _is_loopback(address: str) -> bool:
@@ -192,12 +210,28 @@ def _names(
     return tuple(announced), resolver
 
 
+def _copies_routes(settings: Settings, family: HostFamily, gateway_given: bool) -> bool:
+    return bool(family.ifindex) and settings.copy_routes and not gateway_given
+
+
+def _addresses(
+    own: tuple[Address, ...], settings: Settings, family: HostFamily, given: bool, gateway_given: bool
+) -> tuple[Address, ...]:
+    """Return the addresses for the namespace: the host's where they are copied, else `own`."""
+    if given or not settings.copy_addrs or not family.addresses:
+        return own
+    if _copies_routes(settings, family, gateway_given):
+        return family.addresses
+    # The route to its own network comes with the address, as none is copied
+    return tuple(a._replace(flags=a.flags & ~IFA_F_NOPREFIXROUTE) for a in family.addresses)
+
+
 def _routes(
     settings: Settings, family: HostFamily, address: str | None, prefix: int, gateway: str, given: bool, kept: set[str]
 ) -> tuple[Route, ...]:
     """Return the routes for the namespace, in an order in which the kernel takes them: what is on link first."""
     length = 128 if _is_v6(gateway) else 32
-    if family.ifindex and settings.copy_routes and not given:
+    if _copies_routes(settings, family, given):
         routes = [r if r.source in kept else r._replace(source=None) for r in family.routes]
         routes.sort(key=lambda r: (r.gateway is not None, r.gateway is not None and r.destination is None, -r.prefix))
         if family.gateway is not None or any(r.destination is None for r in routes):
@@ -224,10 +258,9 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
     else:
         address, prefix = LOCAL_ADDRESS4, 16 if prefix is None else prefix
     gateway = settings.gateway4 or family.gateway or LOCAL_GATEWAY4
-    own = Address(address, prefix)
-    addresses: tuple[Address, ...] = (own,)
-    if settings.address4 is None and settings.prefix4 is None and settings.copy_addrs and family.addresses:
-        addresses = family.addresses
+    _own_gateway(address, gateway)
+    given = settings.address4 is not None or settings.prefix4 is not None
+    addresses = _addresses((Address(address, prefix),), settings, family, given, settings.gateway4 is not None)
     mapped = _loopback_map(settings, gateway)
     dns, resolver = _names(settings, host, False, settings.dns_forward4, mapped, warnings)
     return PlanFamily(
@@ -247,7 +280,7 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
         dns_forward=settings.dns_forward4,
         dns_host=resolver,
         dns=dns,
-        resolver_is_gateway=gateway in host.nameservers,
+        resolver_is_gateway=_has_resolver(host, gateway),
         outbound=settings.outbound4,
         outbound_if=settings.outbound_if4,
     )
@@ -272,9 +305,10 @@ def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: byte
     else:
         address, prefix = None, 64
     gateway = settings.gateway6 or family.gateway or LOCAL_GATEWAY6
-    addresses: tuple[Address, ...] = () if address is None else (Address(address, prefix),)
-    if settings.address6 is None and settings.copy_addrs and family.addresses:
-        addresses = family.addresses
+    _own_gateway(address, gateway)
+    own = () if address is None else (Address(address, prefix),)
+    given = settings.address6 is not None
+    addresses = _addresses(own, settings, family, given, settings.gateway6 is not None)
     mapped = _loopback_map(settings, gateway)
     dns, resolver = _names(settings, host, True, settings.dns_forward6, mapped, warnings)
     return PlanFamily(
@@ -294,7 +328,7 @@ def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: byte
         dns_forward=settings.dns_forward6,
         dns_host=resolver,
         dns=dns,
-        resolver_is_gateway=gateway in host.nameservers,
+        resolver_is_gateway=_has_resolver(host, gateway),
         outbound=settings.outbound6,
         outbound_if=settings.outbound_if6,
     )

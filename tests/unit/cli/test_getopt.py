@@ -4,6 +4,8 @@ import shutil
 import subprocess
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bucatini.cli.getopt import GetoptError, Spec, getopt
 
@@ -64,8 +66,8 @@ def long_names(words: list[str]) -> list[str]:
     return [short.get(word, word) for word in words[:end]] + words[end:]
 
 
-@pytest.mark.parametrize("line", LINES, ids=" ".join)
-def test_the_command_line_is_read_as_glibc_reads_it(line: list[str]) -> None:
+def agree(line: list[str]) -> None:
+    """Compare what we make of a line with what glibc makes of it: values, operands, and the words of an error."""
     program = shutil.which("getopt")
     if program is None:
         pytest.skip("getopt(1) of util-linux is not installed")
@@ -79,3 +81,56 @@ def test_the_command_line_is_read_as_glibc_reads_it(line: list[str]) -> None:
         assert theirs.stderr.splitlines()[0] == f"pasta: {caught.value}"
     else:
         assert long_names(theirs.stdout.split()) == [word for word in ours(line) if word]
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_the_command_line_is_read_as_glibc_reads_it(line: list[str]) -> None:
+    agree(line)
+
+
+PIECES = ["-", "--", "-d", "-q", "-m", "-m7", "-x", "-dm", "-qd7", "7", "cmd", "=", "--=", "--m", "--mtu", "--n"]
+PIECES += ["--netns", "--netns-", "--netns-o", "--netns=7", "--no-dhcp", "--no-dhcpv", "--no-d=7", "--quiet=", "--q"]
+WORDS = st.one_of(
+    st.sampled_from(PIECES),
+    st.text("-=dmnqorx7", min_size=1, max_size=6),
+    st.builds(
+        lambda spec, cut, rest: f"--{spec.long}"[:cut] + rest,
+        st.sampled_from(SPECS),
+        st.integers(min_value=2, max_value=13),
+        st.sampled_from(["", "", "=", "=7", "x"]),
+    ),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=5))
+def test_any_command_line_is_read_as_glibc_reads_it(line: list[str]) -> None:
+    agree(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--x"], "unrecognized option '--x'"),
+        (["-x"], "invalid option -- 'x'"),
+        (["--mtu"], "option '--mtu' requires an argument"),
+        (["-m"], "option requires an argument -- 'm'"),
+        (["--quiet=1"], "option '--quiet' doesn't allow an argument"),
+        (["--no-d"], "option '--no-d' is ambiguous; possibilities: '--no-dhcp' '--no-dhcpv6'"),
+    ],
+)
+def test_the_messages_are_those_that_callers_look_for(line: list[str], message: str) -> None:
+    with pytest.raises(GetoptError) as caught:
+        ours(line)
+    assert str(caught.value) == message
+
+
+def test_a_value_may_be_empty() -> None:
+    assert list(getopt(["--mtu=", "-m", "", "--mtu", ""], SPECS)) == [("mtu", "")] * 3
+
+
+def test_options_before_an_error_are_handed_out_first() -> None:
+    options = getopt(["-d", "--nosuch"], SPECS)
+    assert next(options) == ("debug", "")
+    with pytest.raises(GetoptError):
+        next(options)
