@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import resource
 import select
 import shutil
 import signal
@@ -90,6 +91,15 @@ def test_a_script_without_an_interpreter_line_is_one_for_sh(pasta: Pasta) -> Non
     pasta.workspace.chmod(0o755)  # root's pasta becomes nobody
     result = pasta.run("-q", command=[str(script), "word"], check=False)
     assert (result.returncode, result.stdout) == (3, "word\n")
+
+
+def test_the_command_has_the_callers_limit_of_open_files(pasta: Pasta) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    result = pasta.run(
+        "-q", command=["sh", "-c", "ulimit -n"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (77, hard)),
+    )  # fmt: skip
+    assert result.stdout == "77\n"
 
 
 @pytest.mark.parametrize("options", [(), ("--no-pidns",)], ids=" ".join)
@@ -212,11 +222,13 @@ def test_a_process_that_is_there_is_served_on(pasta: Pasta, by: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "no-such-name", "/proc/1/ns/uts"])
-def test_what_is_no_network_namespace_is_named(pasta: Pasta, target: str) -> None:
-    result = pasta.run("--netns", target, check=False)
+def test_what_is_no_network_namespace_is_named_and_no_file_is_left(pasta: Pasta, target: str) -> None:
+    pid_file = pasta.workspace / "pid"
+    result = pasta.run("--pid", str(pid_file), "--netns", target, check=False)
     assert result.returncode == 1
     assert target in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    assert not pid_file.exists()
 
 
 def test_a_tap_that_is_there_already_is_named(pasta: Pasta) -> None:

@@ -293,8 +293,7 @@ cdef class DataPath:
         return self.table.used
 
     def run(self):
-        """Serve until `stop`; raises OSError when the link fails."""
-        self.stopped = False
+        """Serve until `stop`, which may have come already; raises OSError when the link fails."""
         self.failed = 0
         with nogil:
             self._loop()

@@ -1,12 +1,18 @@
 """One run of pasta, from settings to the end: each stage a function, in the order in which they must come.
 
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
-2. Files that the user named are opened, while paths still mean what they meant: pid file, capture, log.
-3. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
+2. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
    parent waits. A failure up to readiness prints one line and leaves nothing behind.
-4. `spawn` or `join`: a child makes the guest's namespaces and its tap, and configures them, while we load the packet
-   path and the services. A spawned command waits.
-5. `bind_forwards`: as whoever started us, low ports included.
+    background = process.Background()
+    if not settings.foreground and not spawning:
+        background.fork()
+    pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
+    from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
+
+    guest = pending.result()
+    process.raise_descriptor_limit()  # ours, not that of the command
+    for text in guest.notes:
+        log.debug(text)
 6. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
 7. `build_data_path`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
 8. Readiness: pid file complete, the command told to go, the parent exits 0.
@@ -29,6 +35,16 @@ from bucatini.runtime.forwards import bind_forwards
 from bucatini.runtime.log import Log
 
 SECOND_NS = 1_000_000_000
+    background = process.Background()
+    if not settings.foreground and not spawning:
+        background.fork()
+    pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
+    from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
+
+    guest = pending.result()
+    process.raise_descriptor_limit()  # ours, not that of the command
+    for text in guest.notes:
+        log.debug(text)
 
 
 def forward_rules(settings: Settings) -> list[ForwardRule]:
@@ -76,14 +92,11 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     identity = Identity(*process.identity_of(settings.runas)) if root else None
     if identity is not None and identity.uid == 0:
         identity = None
-    pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
-    capture = _open_capture(settings.pcap)
     show: Callable[[bytes], str] | None = None
     if settings.trace:
         from bucatini.wire.summary import summarise
 
         show = summarise
-    process.raise_descriptor_limit()
     background = process.Background()
     if not settings.foreground and not spawning:
         background.fork()
@@ -91,6 +104,9 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
 
     guest = pending.result()
+    process.raise_descriptor_limit()  # ours, not that of the command
+    for text in guest.notes:
+        log.debug(text)
     watch = None
     if not spawning and settings.netns_quit:
         watch = NamespaceWatch(namespace_paths(settings)[1])
@@ -101,6 +117,9 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         freebind=settings.freebind,
         warn=log.warning,
     )
+    # With nothing left that usually fails, so that no empty files stay behind
+    capture = _open_capture(settings.pcap)
+    pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
     if identity is not None:
         process.become(identity.uid, identity.gid)
     describe(plan, guest, bound, log)

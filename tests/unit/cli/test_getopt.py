@@ -1,5 +1,6 @@
 """Our getopt against glibc's getopt_long, by way of util-linux's getopt(1)."""
 
+import shlex
 import shutil
 import subprocess
 
@@ -60,10 +61,19 @@ def ours(line: list[str]) -> list[str]:
 
 
 def long_names(words: list[str]) -> list[str]:
-    """getopt(1) repeats short options as they were given."""
-    short = {f"-{spec.short}": f"--{spec.long}" for spec in SPECS if spec.short}
-    end = words.index("--")
-    return [short.get(word, word) for word in words[:end]] + words[end:]
+    """Undo what getopt(1) does differently: it repeats short options as they were given."""
+    short = {f"-{spec.short}": spec for spec in SPECS if spec.short}
+    named = {f"--{spec.long}": spec for spec in SPECS} | short
+    result: list[str] = []
+    at = 0
+    while words[at] != "--":
+        spec = named[words[at]]
+        result.append(f"--{spec.long}")
+        if spec.takes_value:
+            at += 1
+            result.append(words[at])
+        at += 1
+    return result + words[at:]
 
 
 def agree(line: list[str]) -> None:
@@ -73,14 +83,14 @@ def agree(line: list[str]) -> None:
         pytest.skip("getopt(1) of util-linux is not installed")
     shorts = "+" + "".join(spec.short + (":" if spec.takes_value else "") for spec in SPECS if spec.short)
     longs = ",".join(spec.long + (":" if spec.takes_value else "") for spec in SPECS)
-    command = [program, "-u", "-n", "pasta", "-o", shorts, "-l", longs, "--", *line]
+    command = [program, "-n", "pasta", "-o", shorts, "-l", longs, "--", *line]
     theirs = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
     if theirs.returncode:
         with pytest.raises(GetoptError) as caught:
             ours(line)
         assert theirs.stderr.splitlines()[0] == f"pasta: {caught.value}"
     else:
-        assert long_names(theirs.stdout.split()) == [word for word in ours(line) if word]
+        assert long_names(shlex.split(theirs.stdout)) == ours(line)
 
 
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
