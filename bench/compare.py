@@ -162,8 +162,8 @@ def udp_in(size: int) -> Callable[[System], float]:
 
 PLACEMENT = (
     "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips and connect-request-response "
-    "have all three on CPU 0. For UDP the sender is alone on CPU 1, so that it sends more than anybody can take. Starts are "
-    "not pinned."
+    "have all three on CPU 0. For UDP the sender is alone on CPU 1, so that it sends more than anybody can take. "
+    "Starts are not pinned."
 )
 TCP = {
     "tcp-out": ("TCP, namespace to host, Gbit/s", iperf()),

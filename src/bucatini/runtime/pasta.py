@@ -3,20 +3,13 @@
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
 2. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
    parent waits. A failure up to readiness prints one line and leaves nothing behind.
-    background = process.Background()
-    if not settings.foreground and not spawning:
-        background.fork()
-    pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
-    from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
-
-    guest = pending.result()
-    process.raise_descriptor_limit()  # ours, not that of the command
-    for text in guest.notes:
-        log.debug(text)
-6. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
-7. `build_data_path`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
-8. Readiness: pid file complete, the command told to go, the parent exits 0.
-9. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
+3. `spawn` or `join`: a child makes the guest's namespaces and its tap, and configures them, while we load the packet
+   path and the services. A spawned command waits.
+4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+5. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
+6. `build_data_path`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
+7. Readiness: pid file complete, the command told to go, the parent exits 0.
+8. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
 """
 
 import os
@@ -35,16 +28,6 @@ from bucatini.runtime.forwards import bind_forwards
 from bucatini.runtime.log import Log
 
 SECOND_NS = 1_000_000_000
-    background = process.Background()
-    if not settings.foreground and not spawning:
-        background.fork()
-    pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
-    from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
-
-    guest = pending.result()
-    process.raise_descriptor_limit()  # ours, not that of the command
-    for text in guest.notes:
-        log.debug(text)
 
 
 def forward_rules(settings: Settings) -> list[ForwardRule]:
