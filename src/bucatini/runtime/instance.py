@@ -1,13 +1,14 @@
 """The running instance: what the compiled loop is given, and what it calls back into.
 
-Loaded while the child makes the namespaces (`runtime/pasta.py`): it brings the packet path and the services with it,
-the two largest parts of a start.
+Loaded while the child makes the namespaces (`runtime/pasta.py`), with the packet path. The services, the largest part
+of a start, come when readiness has been told (`load_services`): what the guest asks them meanwhile waits in the tap.
 """
 
 import os
 import signal
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO, DataPath
 from bucatini.guest.namespace import Guest
@@ -16,7 +17,9 @@ from bucatini.plan.plan import DEFAULT_MTU, Plan, PlanFamily
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, packed
 from bucatini.runtime.log import Log
-from bucatini.services.responder import Responder, ServiceConfig
+
+if TYPE_CHECKING:
+    from bucatini.datapath.loop import SlowPath
 
 SECOND_NS = 1_000_000_000
 SO_PEEK_OFF = 42  # asm-generic/socket.h
@@ -29,7 +32,7 @@ class Instance:
         self.settings = settings
         self.plan = plan
         self.guest = guest
-        self.responder = Responder(ServiceConfig.from_plan(settings, plan), os.urandom)
+        self.responder: SlowPath  # after `load_services`
         self.log = log
         self.path: DataPath
         self.status = 0
@@ -37,6 +40,13 @@ class Instance:
         self.next_look = 0  # ns, 0: never
         self.next_stats = 0
         self.last_counters: dict[str, int] = {}
+
+    def load_services(self) -> None:
+        """Bring up the slow path."""
+        from bucatini.services.responder import Responder, ServiceConfig
+
+        self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
+        self.path.set_slow_path(self)
 
     # The slow path, as `DataPath` calls it
 
@@ -147,7 +157,6 @@ def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: 
             to_address=entry.to_address,
             scope_id=entry.scope_id,
         )
-    path.set_slow_path(instance)
 
 
 def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:

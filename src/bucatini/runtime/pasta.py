@@ -8,7 +8,7 @@
 4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
 5. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
 6. `build_data_path`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
-7. Readiness: pid file complete, the command told to go, the parent exits 0.
+7. Readiness: pid file complete, the command told to go, the parent exits 0. Then the services are loaded.
 8. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
 """
 
@@ -123,6 +123,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if background.fd >= 0:
         log.to_background()
         background.ready()
+    instance.load_services()
     if guest.child:
         instance.on_child()
     try:
