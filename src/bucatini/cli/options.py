@@ -31,6 +31,7 @@ ONCE, PER_VERSION, ADDS_UP = (
 
 PATH_MAX = 4095  # bytes without the zero byte, linux/limits.h
 SOCKET_PATH_MAX = 107  # bytes without the zero byte, unix(7)
+LOGIN_NAME_MAX = 256  # with the zero byte, bits/local_lim.h
 ID_MAX = (1 << 32) - 2  # (uid_t) -1 means "leave it"
 PID_LIMIT = 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 
@@ -242,7 +243,7 @@ def _ports(values: Values, dest: str, name: str, text: str) -> None:
 def _runas(values: Values, dest: str, name: str, text: str) -> None:
     login, colon, group = text.partition(":")
     for part in (login, group) if colon else (login,):
-        if not part or not part.isprintable() or ":" in part:
+        if not 0 < len(part) < LOGIN_NAME_MAX or not part.isprintable() or " " in part or ":" in part:
             raise bad(name, text, "not UID, UID:GID, LOGIN or LOGIN:GROUP")
         if part.isdigit() and not (_is_number(part) and int(part) <= ID_MAX):
             raise bad(name, text, f"a user or group number is at most {ID_MAX}")

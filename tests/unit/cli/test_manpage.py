@@ -1,0 +1,43 @@
+"""The manual page: complete, current, and nothing that man(1) complains about."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bucatini.cli.manpage import escape, render
+from bucatini.cli.options import OPTIONS
+
+PAGE = Path(__file__).parents[3] / "docs" / "man" / "pasta.1"
+
+
+def shown() -> str:
+    """The page as a reader sees it, without emphasis."""
+    if shutil.which("man") is None or shutil.which("groff") is None:
+        pytest.skip("packages man-db and groff are not installed")
+    environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "MANWIDTH": "200", "MANPAGER": "cat"}
+    result = subprocess.run(
+        ["man", "--warnings", "-l", "-Tutf8", str(PAGE)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stderr == ""
+    return re.sub(r".\x08|\x1b\[[0-9;]*m", "", result.stdout)
+
+
+def test_the_page_is_that_of_the_option_table() -> None:
+    assert PAGE.read_text() == render(), "run 'make man'"
+
+
+def test_man_has_nothing_to_complain_about_and_shows_every_option() -> None:
+    lines = [line.strip() for line in shown().splitlines()]
+    for option in OPTIONS:
+        short = f"-{option.short}, " if option.short else ""
+        assert f"{short}--{option.long} {option.metavar}".strip() in lines
+
+
+def test_text_cannot_be_taken_for_roff() -> None:
+    assert escape("a-b \\n") == "a\\-b \\en"
+    assert escape(".TH") == "\\&.TH"
+    assert escape("'x") == "\\&'x"
+    assert escape("see --no-map-gw.") == "see \\fB\\-\\-no\\-map\\-gw\\fR."
