@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from system.namespaces import echo, wait_until
 from system.programs import need
-from system.topology import HOST, HOST4, SERVER, SERVER4, Pasta, url
+from system.topology import HOST, HOST4, HOST6, SERVER, SERVER4, Guest, Pasta, url
 from system.users import only_unprivileged
 
 both_versions = pytest.mark.parametrize("version", [4, 6])
@@ -125,6 +126,59 @@ def test_udhcpc_configures_ipv4(pasta: Pasta) -> None:
     with guest.connect(SERVER4, server.port) as connection:
         connection.sendall(b"x")
         assert connection.recv(1) == b"x"
+
+
+def dhclient(pasta: Pasta, guest: Guest, version: int) -> dict[str, str]:
+    """What the DHCP client of ISC hands to its script when it has a lease."""
+    client = need("dhclient", "isc-dhcp-client")
+    directory = pasta.workspace
+    script = directory / "script"
+    script.write_text(f'#!/bin/sh\ncase "$reason" in BOUND*) env >{directory}/lease;; esac\n')
+    script.chmod(0o755)
+    (directory / "conf").write_text(
+        "request subnet-mask, routers, interface-mtu, domain-name-servers, domain-search, host-name;\n"
+        "also request dhcp6.name-servers, dhcp6.domain-search;\n"
+    )
+    files = ["-cf", "conf", "-lf", "leases", "-pf", "pid", "-sf", "script"]
+    paths = [str(directory / word) if not word.startswith("-") else word for word in files]
+    (directory / "leases").touch()
+    guest.run(client, f"-{version}", "-1", "-v", *paths, "host0", check=False)
+    end_of = directory / "pid"
+    if end_of.exists():
+        os.kill(int(end_of.read_text()), signal.SIGTERM)
+    found = (line.partition("=") for line in (directory / "lease").read_text().splitlines())
+    return {name: value for name, _, value in found}
+
+
+def test_dhclient_configures_ipv4(pasta: Pasta) -> None:
+    guest = pasta.guest("--dhcp-dns", "-D", "203.0.113.53", "--dhcp-search", "-S", "example.org lab.example.net")
+    guest.run("ip", "link", "set", "host0", "up")
+    lease = dhclient(pasta, guest, 4)
+    assert lease["new_ip_address"] == HOST4
+    assert lease["new_interface_mtu"] == "65520"
+    assert lease["new_domain_name_servers"] == "203.0.113.53"
+    assert lease["new_domain_search"].split() == ["example.org.", "lab.example.net."]
+    assert lease["new_dhcp_lease_time"] == "4294967295"
+
+
+def test_dhclient_configures_ipv6(pasta: Pasta) -> None:
+    guest = pasta.guest("--dhcp-dns", "-D", "2001:db8:53::53", "--dhcp-search", "-S", "example.org")
+    guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
+    guest.run("ip", "link", "set", "host0", "up")
+    lease = dhclient(pasta, guest, 6)
+    assert lease["new_ip6_address"] == HOST6
+    assert lease["new_dhcp6_name_servers"] == "2001:db8:53::53"
+    assert lease["new_dhcp6_domain_search"].strip() == "example.org."
+
+
+def test_rdisc6_finds_the_router(pasta: Pasta) -> None:
+    client = need("rdisc6", "ndisc6")
+    guest = pasta.guest("--dhcp-dns", "-D", "2001:db8:53::53", "--dhcp-search", "-S", "example.org")
+    guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
+    guest.run("ip", "link", "set", "host0", "up")
+    shown = guest.run(client, "-1", "host0").stdout
+    for words in ("65535", "65520", "2001:db8:53::53", "example.org", "Autonomous address conf.:          Yes"):
+        assert words in shown
 
 
 def test_the_kernel_of_the_guest_configures_ipv6(pasta: Pasta) -> None:

@@ -2,7 +2,7 @@
 
 Every frame is hostile. A service raises `WireError` for what is malformed: the frame is dropped and counted here,
 and nothing goes further. A frame is answered by at most one frame, no longer than the link's smallest IPv6 MTU, or a
-DHCP message.
+DHCP message as long as an Ethernet frame; no two answers depend on each other, so there is no state to fill up.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from bucatini.errors import WireError
 from bucatini.services import arp, dhcp, dhcpv6
 from bucatini.services.config import ServiceConfig
 from bucatini.services.ndp import Ndp
-from bucatini.wire import ethernet
+from bucatini.wire import ethernet, ipv4, ipv6
 
 __all__ = ["Responder", "ServiceConfig"]
 
@@ -23,10 +23,14 @@ class Responder:
         """`random(n)` returns n unpredictable bytes."""
         self.config = config
         self.ndp = Ndp(config, random)
+        # Answers by service, frames that need none, and frames that are no message
         self.counters = {"arp": 0, "ndp": 0, "dhcp": 0, "dhcpv6": 0, "malformed": 0, "ignored": 0}
 
-    def on_frame(self, frame: bytes, now: int) -> list[bytes]:
-        """Return the answer to a frame of the guest; never raises."""
+    def on_frame(self, frame: bytes, now: int) -> list[bytes]:  # noqa: ARG002  every service has the time
+        """Return the answer to a frame of the guest; never raises.
+
+        Checksums of UDP are not verified: the packet path did, or they were left to offload.
+        """
         try:
             name, reply = self._dispatch(frame)
         except WireError:
@@ -38,17 +42,20 @@ class Responder:
     def _dispatch(self, data: bytes) -> tuple[str, bytes | None]:
         config = self.config
         frame = ethernet.Ethernet.parse(data)
-        if frame.src[0] & 1:
+        if ethernet.is_group(frame.src):
             return "ignored", None
         if frame.ethertype == ethernet.ETHERTYPE_ARP and config.v4:
             return "arp", arp.answer(config, frame)
         if frame.ethertype == ethernet.ETHERTYPE_IPV4 and config.v4 and config.dhcp:
             return "dhcp", dhcp.answer(config, frame)
         if frame.ethertype == ethernet.ETHERTYPE_IPV6 and config.v6:
-            # The next header tells neighbour discovery from DHCPv6
-            if len(frame.payload) > 6 and frame.payload[6] == 58:
-                return "ndp", self.ndp.answer(frame) if config.ndp else None
-            return "dhcpv6", dhcpv6.answer(config, frame) if config.dhcpv6 else None
+            packet = ipv6.IPv6.parse(frame.payload)
+            # Fragments end here: neighbour discovery must not be fragmented (RFC 6980 §5)
+            upper = ipv6.upper_layer(packet)
+            if upper.protocol == ipv4.PROTOCOL_ICMPV6 and config.ndp:
+                return "ndp", self.ndp.answer(frame, packet, upper.payload)
+            if upper.protocol == ipv4.PROTOCOL_UDP and config.dhcpv6:
+                return "dhcpv6", dhcpv6.answer(config, frame, packet, upper.payload)
         return "ignored", None
 
     def next_timeout(self) -> int | None:
@@ -57,5 +64,5 @@ class Responder:
 
     def on_timeout(self, now: int) -> list[bytes]:
         """Return what is due without being asked."""
-        frame = self.ndp.on_timeout(now)
+        frame = self.ndp.on_timeout(now) if self.config.v6 and self.config.ndp else None
         return [] if frame is None else [frame]
