@@ -3,7 +3,6 @@
 import resource
 import subprocess
 
-
 from system.namespaces import echo
 from system.topology import SERVER4, Pasta
 from system.users import only_unprivileged

@@ -1,7 +1,7 @@
 """What the services need to know, as bytes ready for the wire.
 
-Search domains that cannot stand in a message (an empty or too long label, the root alone) are left out here, once, so that a
-resolv.conf with one of them costs the guest that entry and not its lease.
+Search domains that cannot stand in a message (an empty or too long label, the root alone) are left out here, once,
+so that a resolv.conf with one of them costs the guest that entry and not its lease.
 """
 
 from socket import AF_INET, AF_INET6, inet_pton

@@ -1,10 +1,11 @@
 """DHCP: one lease for one guest, the address it is to have, for ever (RFC 2131). BOOTP clients are answered too.
 
-There is nothing to remember: every answer follows from the request and the configuration. DECLINE and RELEASE change nothing,
-because nobody else could have the address.
+There is nothing to remember: every answer follows from the request and the configuration. DECLINE and RELEASE change
+nothing, because nobody else could have the address.
 
-Size. An answer is as long as the client says it takes (option 57), else the 576 bytes of IPv4 that everybody takes, for BOOTP
-300 bytes of message. Options are added in order of need, and one that does not fit is left out: the search list is the last.
+Size. An answer is as long as the client says it takes (option 57), else the 576 bytes of IPv4 that everybody takes,
+for BOOTP 300 bytes of message. Options are added in order of need, and one that does not fit is left out: the search
+list is the last.
 """
 
 import struct
@@ -170,8 +171,8 @@ def _same_network(config: ServiceConfig) -> bool:
 def _fqdn(request: dhcp.Dhcp, name: str) -> bytes:
     """Return the FQDN option (RFC 4702 §2.1, §4).
 
-    Encoded as the client encodes its own (E bit). We never update DNS (N bit); where the client wanted us to (S bit), that
-    overrides it (O bit).
+    Encoded as the client encodes its own (E bit). We never update DNS (N bit); where the client wanted us to (S bit),
+    that overrides it (O bit).
     """
     asked = request.option(dhcp.CLIENT_FQDN) or bytes([dhcp.FQDN_E])
     encoded = asked[0] & dhcp.FQDN_E

@@ -1,10 +1,11 @@
 """DHCPv6: one address for one guest, for ever (RFC 8415).
 
-Nothing is remembered. The server's DUID is made of our MAC address, so it is the same at every start. RELEASE and DECLINE are
-confirmed and change nothing. A relay's messages are malformed to us: there is none between us and the guest.
+Nothing is remembered. The server's DUID is made of our MAC address, so it is the same at every start. RELEASE and
+DECLINE are confirmed and change nothing. A relay's messages are malformed to us: there is none between us and the
+guest.
 
-Size. A reply fits the smallest IPv6 MTU: identity associations and addresses are answered up to a limit, then configuration
-is added in order of need, and what does not fit is left out.
+Size. A reply fits the smallest IPv6 MTU: identity associations and addresses are answered up to a limit, then
+configuration is added in order of need, and what does not fit is left out.
 """
 
 import struct

@@ -2,12 +2,13 @@
 
 Who asks whether an address is free (RFC 4862 §5.4) may have it, unless it is ours for certain.
 
-Router advertisements answer solicitations, and go out unasked: `FIRST_COUNT` of them soon after the start, then about every
-`INTERVAL_NS`, long before the default route's lifetime of `LIFETIME` seconds ends (D6). Time is a parameter, jitter comes from
-the injected random bytes. An advertisement fits the smallest IPv6 MTU; of resolvers and search list what fits is told.
+Router advertisements answer solicitations, and go out unasked: `FIRST_COUNT` of them soon after the start, then
+about every `INTERVAL_NS`, long before the default route's lifetime of `LIFETIME` seconds ends (D6). Time is a
+parameter, jitter comes from the injected random bytes. An advertisement fits the smallest IPv6 MTU; of resolvers and
+search list what fits is told.
 
-The prefix announced is always 64 bits long: no other allows autoconfiguration (RFC 4862 §5.5.3, RFC 4291 §2.5.4). Where the
-host's own is longer or shorter, that is still right: we answer for every neighbour in it.
+The prefix announced is always 64 bits long: no other allows autoconfiguration (RFC 4862 §5.5.3, RFC 4291 §2.5.4).
+Where the host's own is longer or shorter, that is still right: we answer for every neighbour in it.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ class Responder:
         # Answers by service, frames that need none, and frames that are no message
         self.counters = {"arp": 0, "ndp": 0, "dhcp": 0, "dhcpv6": 0, "malformed": 0, "ignored": 0}
 
-    def on_frame(self, frame: bytes, now: int) -> list[bytes]:  # noqa: ARG002  every service has the time
+    def on_frame(self, frame: bytes, now: int) -> list[bytes]:
         """Return the answer to a frame of the guest; never raises.
 
         Checksums of UDP are not verified: the packet path did, or they were left to offload.

@@ -182,7 +182,7 @@ def lease(frame: bytes, config: ServiceConfig = CONFIG) -> dhcp.Dhcp:
 
 
 def test_D5_an_offer_has_the_message_type_first_and_all_that_is_to_be_known() -> None:
-    offer = lease(dhcp_request(dhcp.DISCOVER))
+    offer = lease(dhcp_request(dhcp.DISCOVER, (dhcp.PARAMETER_REQUEST_LIST, bytes([dhcp.DOMAIN_SEARCH]))))
     assert offer.options[0] == (dhcp.MESSAGE_TYPE, bytes([dhcp.OFFER]))
     assert offer.yiaddr == ADDRESS4
     assert offer.option(dhcp.SUBNET_MASK) == bytes([255, 255, 255, 0])
