@@ -1,0 +1,239 @@
+"""The whole packet path over a link that is a pair of sockets: frames in, frames out, real sockets behind it.
+
+The guest is 192.0.2.15; 192.0.2.1 stands for the host's loopback, where the servers are.
+"""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bucatini.datapath.loop import DataPath
+from bucatini.wire import icmp, ipv4, tcp, udp
+from bucatini.wire.ethernet import ETHERTYPE_IPV4, Ethernet
+
+GUEST_MAC, OUR_MAC = b"\x02\0\0\0\0\x0f", b"\x9a\x55\x9a\x55\x9a\x55"
+GUEST, HOST = bytes([192, 0, 2, 15]), bytes([192, 0, 2, 1])
+VNET = 10  # bytes of virtio-net header
+FLOWS = 4
+
+
+def mapped(address: bytes) -> bytes:
+    return bytes(10) + b"\xff\xff" + address
+
+
+class NoServices:
+    def on_frame(self, frame: bytes, now: int) -> list[bytes]:
+        raise RuntimeError("a slow path that fails")
+
+    def next_timeout(self) -> int | None:
+        return None
+
+    def on_timeout(self, now: int) -> list[bytes]:
+        return []
+
+
+class Link:
+    """The guest's end of the link, and the packet path running behind it."""
+
+    def __init__(self, capture: int = -1) -> None:
+        self.end, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end.settimeout(5)
+        self.other.setblocking(False)
+        self.path = DataPath(flows=FLOWS, listeners=1)
+        self.path.settings(
+            mtu=1500, our_mac=OUR_MAC, no_tcp=False, no_udp=False, no_icmp=False, freebind=False, peek_off=True
+        )
+        self.path.family(
+            4, guest=mapped(GUEST), learn=False, ours=mapped(HOST), map_host_loopback=mapped(HOST), host=mapped(HOST)
+        )
+        self.path.open_tap(self.other.fileno(), 0)
+        if capture >= 0:
+            self.path.capture(capture)
+        self.path.set_slow_path(NoServices())
+        self.waker, wake = socket.socketpair()
+        self.wake = wake
+        self.path.watch(wake.fileno(), self.path.stop)
+        self.thread = threading.Thread(target=self.path.run)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.waker.send(b"x")
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+        for sock in (self.end, self.other, self.waker, self.wake):
+            sock.close()
+
+    def send(self, protocol: int, payload: bytes, **fields: int) -> None:
+        packet = ipv4.IPv4(GUEST, HOST, protocol, payload, **fields).emit()  # type: ignore[arg-type]
+        self.send_frame(Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, packet).emit())
+
+    def send_frame(self, frame: bytes) -> None:
+        self.end.send(bytes(VNET) + frame)
+
+    def receive(self) -> ipv4.IPv4:
+        frame = self.end.recv(70000)
+        ethernet = Ethernet.parse(frame[VNET:])
+        assert (ethernet.dst, ethernet.src) == (GUEST_MAC, OUR_MAC)
+        return ipv4.IPv4.parse(ethernet.payload)
+
+    def segment(self, sport: int, dport: int, flags: int, seq: int, ack: int = 0, payload: bytes = b"") -> None:
+        self.send(6, tcp.Tcp(sport, dport, seq, ack, flags, 65535, payload).emit(GUEST, HOST))
+
+    def receive_segment(self) -> tcp.Tcp:
+        packet = self.receive()
+        assert packet.protocol == ipv4.PROTOCOL_TCP
+        return tcp.Tcp.parse(packet.payload)
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    link = Link()
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_a_connection_from_handshake_to_both_fins(link: Link, server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    link.segment(40000, port, tcp.SYN, 1000)
+    answer = link.receive_segment()
+    assert answer.flags == tcp.SYN | tcp.ACK
+    assert answer.ack == 1001
+    peer, _ = server.accept()
+    with peer:
+        peer.settimeout(5)
+        link.segment(40000, port, tcp.ACK | tcp.PSH, 1001, answer.seq + 1, b"to the host")
+        assert peer.recv(100) == b"to the host"
+        assert link.receive_segment().ack == 1012
+        peer.send(b"to the guest")
+        data = link.receive_segment()
+        assert data.payload == b"to the guest"
+        assert data.flags & tcp.ACK
+        link.segment(40000, port, tcp.ACK | tcp.FIN, 1012, data.seq + 12)
+        assert peer.recv(100) == b""
+        assert link.receive_segment().ack == 1013
+    fin = link.receive_segment()
+    assert fin.flags & tcp.FIN
+    link.segment(40000, port, tcp.ACK, 1013, fin.seq + 1)
+
+
+def test_a_full_flow_table_refuses_with_a_reset(link: Link, server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    for sport in range(FLOWS):
+        link.segment(41000 + sport, port, tcp.SYN, 1)
+        assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+    link.segment(41999, port, tcp.SYN, 7)
+    refusal = link.receive_segment()
+    assert refusal.flags == tcp.RST | tcp.ACK
+    assert (refusal.dport, refusal.seq, refusal.ack) == (41999, 0, 8)
+    assert link.path.counters()["flow_refused"] == 1
+    # One goes, the next may come
+    link.segment(41000, port, tcp.RST, 2)
+    link.segment(41999, port, tcp.SYN, 7)
+    assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+
+
+def test_datagrams_there_and_back(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        port = sock.getsockname()[1]
+        link.send(17, udp.Udp(5000, port, b"question").emit(GUEST, HOST))
+        data, peer = sock.recvfrom(100)
+        assert data == b"question"
+        sock.sendto(b"answer", peer)
+        packet = link.receive()
+        assert (packet.src, packet.dst) == (HOST, GUEST)
+        assert udp.Udp.parse(packet.payload) == udp.Udp(port, 5000, b"answer")
+
+
+def test_a_datagram_that_nobody_takes_is_answered_with_an_error(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    datagram = udp.Udp(5000, port, b"anybody?").emit(GUEST, HOST)
+    link.send(17, datagram)
+    packet = link.receive()
+    error = icmp.Error.parse(icmp.Icmp.parse(packet.payload), 4)
+    assert (error.type, error.code) == (icmp.UNREACHABLE, icmp.CODE_PORT_UNREACHABLE)
+    quoted = error.quoted
+    assert quoted[12:20] == GUEST + HOST
+    assert quoted[20:24] == datagram[:4]
+
+
+def test_fragments_are_put_together(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        body = bytes(range(256)) * 12
+        datagram = udp.Udp(5000, sock.getsockname()[1], body).emit(GUEST, HOST)
+        for offset in (1600, 0):  # the later one first
+            more = offset == 0
+            part = datagram[offset : 1600 if more else None]
+            link.send(17, part, identification=9, offset=offset, more_fragments=more)
+        assert sock.recv(10000) == body
+
+
+def test_a_slow_path_that_fails_costs_the_frame(link: Link, server: socket.socket) -> None:
+    link.send_frame(Ethernet(b"\xff" * 6, GUEST_MAC, 0x0806, bytes(28)).emit())
+    link.segment(42000, server.getsockname()[1], tcp.SYN, 1)
+    assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+    assert link.path.counters()["slow_errors"] == 1
+
+
+def test_every_bad_frame_counts_in_one_counter(link: Link, server: socket.socket) -> None:
+    good = tcp.Tcp(1, 2, 3, 4, tcp.ACK, 5).emit(GUEST, HOST)
+    packet = ipv4.IPv4(GUEST, HOST, 6, good).emit()
+    frames = {
+        "drop_runt": Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, b"").emit()[:13],
+        "drop_ethertype": Ethernet(OUR_MAC, GUEST_MAC, 0x8100, bytes(46)).emit(),
+        "drop_ip_header": Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, b"\x55" + packet[1:]).emit(),
+        "drop_ip_checksum": Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, packet[:8] + b"\1" + packet[9:]).emit(),
+        "drop_tcp_header": Ethernet(
+            OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, ipv4.IPv4(GUEST, HOST, 6, good[:12] + b"\x10" + good[13:]).emit()
+        ).emit(),
+        "drop_l4_checksum": Ethernet(
+            OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, ipv4.IPv4(GUEST, HOST, 6, good[:-1] + b"\1").emit()
+        ).emit(),
+        "drop_port_zero": Ethernet(
+            OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4,
+            ipv4.IPv4(GUEST, HOST, 6, tcp.Tcp(0, 2, 3, 4, tcp.SYN, 5).emit(GUEST, HOST)).emit(),
+        ).emit(),
+        "drop_ip_protocol": Ethernet(
+            OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, ipv4.IPv4(GUEST, HOST, 132, bytes(20)).emit()
+        ).emit(),
+    }  # fmt: skip
+    for frame in frames.values():
+        link.send_frame(frame)
+    # Frames are served in order: the answer to this one says that the others were
+    link.segment(43000, server.getsockname()[1], tcp.SYN, 1)
+    assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+    dropped = {name: value for name, value in link.path.counters().items() if name.startswith("drop_") and value}
+    assert dropped == dict.fromkeys(frames, 1)
+
+
+def test_a_capture_holds_every_frame(tmp_path: Path, server: socket.socket) -> None:
+    file = tmp_path / "capture.pcap"
+    with open(file, "wb", buffering=0) as out:
+        link = Link(capture=out.fileno())
+        link.segment(44000, server.getsockname()[1], tcp.SYN, 1)
+        link.receive_segment()
+        link.close()
+    data = file.read_bytes()
+    assert data[:4] == struct.pack("=I", 0xA1B23C4D)
+    position, sizes = 24, []
+    while position < len(data):
+        captured, length = struct.unpack_from("=II", data, position + 8)
+        assert captured == length
+        sizes.append(length)
+        position += 16 + captured
+    assert sizes == [54, 60]
