@@ -15,7 +15,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # release, debug: how the compiled modules below src/ are built. (asan and coverage have a place of their own.)
 BUCATINI_BUILD ?= release
 
-COMPILED := $(wildcard src/bucatini/datapath/*.pyx src/bucatini/datapath/*.pxd src/bucatini/*.pxd)
+COMPILED := $(wildcard src/bucatini/*/*.pyx src/bucatini/*/*.pxd src/bucatini/*.pxd)
 STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
@@ -73,10 +73,11 @@ lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
 	check $(PYTEST) -q tests/unit/test_layers.py tests/unit/test_theory.py; \
 	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
 
+# make bench CELLS=tcp-out,crr SYSTEMS=bucatini,pasta RUNS=3 PEERS=folder BASE=earlier.json OUT=docs/performance.json
+OUT ?= $(if $(CELLS)$(SYSTEMS),build/bench.json,docs/performance.json)
 bench: build packages ## Bucatini beside the peers of $$PEERS or PATH: docs/performance.{json,md,svg}; root, takes minutes
-	cd bench && ../$(PY) setup.py --quiet build_ext --inplace --build-temp ../build/bench
-	$(PY) bench/compare.py --json docs/performance.json $(if $(PEERS),--peers $(PEERS))
-	$(PY) bench/report.py docs/performance.json
+	$(VENV)/bin/bucatini bench --full --json $(OUT) $(if $(PEERS),--peers $(PEERS)) $(if $(CELLS),--cells $(CELLS)) \
+	    $(if $(SYSTEMS),--systems $(SYSTEMS)) $(if $(RUNS),--runs $(RUNS)) $(if $(BASE),--base $(BASE))
 
 # The sanitized modules live below build/asan; src/ keeps its own. Only the program's processes are preloaded in the
 # system tests (tests/system/installation.py), and every report of theirs fails the test that caused it.

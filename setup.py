@@ -1,4 +1,7 @@
-"""Build of the compiled packet path. BUCATINI_BUILD: release (default), debug, coverage or asan."""
+"""Build of what is compiled: the packet path, and the benchmark's instruments.
+
+BUCATINI_BUILD: release (default), debug, coverage or asan.
+"""
 
 import os
 from pathlib import Path
@@ -14,7 +17,7 @@ CFLAGS = {
     "coverage": ["-O0", "-g1"],
     "asan": ["-O1", "-g3", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
 }[BUILD] + ["-Wall", "-Wno-unused-function"]
-SOURCES = sorted(Path("src/bucatini/datapath").glob("*.pyx"))
+SOURCES = sorted(Path("src/bucatini").glob("*/*.pyx"))
 
 
 class ParallelBuildExt(build_ext):

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.lint
 PACKAGE = Path(__file__).parents[2] / "src" / "bucatini"
 LAYERS = (
     "cli",
+    "bench",
     "control",
     "runtime",
     "guest",

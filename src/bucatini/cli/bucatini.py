@@ -14,6 +14,7 @@ Rootless networking for namespaces and virtual machines.
 
   demo      start a network namespace, show what it can do, and leave you in it
   doctor    check what this host allows, and say what to do about the rest
+  bench     measure it beside its peers, on this machine
 
   --version, --help
 
@@ -35,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
                 from bucatini.cli import doctor
 
                 return doctor.main(rest)
+            case "bench":
+                from bucatini.cli import bench
+
+                return bench.main(rest)
             case "--version" | "-V":
                 print(f"bucatini {__version__}")
                 return 0

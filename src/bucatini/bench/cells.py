@@ -1,0 +1,363 @@
+"""What is measured: cells, each of which is one way of using a connection in one environment.
+
+A cell's `run` takes a connected system and returns a value for each of its metrics. What it cannot do it raises
+`RuntimeError` for, with a reason that is shown in the result.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from bucatini.bench import topology
+from bucatini.bench.systems import OURS, PEERS, System
+from bucatini.bench.topology import SERVER4, SERVER6, Delay, Topology
+
+END_CPU = 1  # both ends of a stream, and who sends datagrams
+TRANSLATOR_CPU = 0  # alone, or with both ends where nothing can run at the same time
+TRAFFIC = [sys.executable, "-m", "bucatini.bench.traffic"]
+PLACEMENT = (
+    "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips, connections and queries "
+    "have all three on CPU 0. For UDP the sender is alone on CPU 1, so that it sends more than anybody can take. "
+    "A delay line runs on CPU 0. Starts are not pinned."
+)
+TRANSLATORS = (OURS, *PEERS)
+
+
+class Metric(NamedTuple):
+    """One number of a cell; its key is empty for the one that counts."""
+
+    key: str
+    title: str
+    unit: str
+    higher_is_better: bool = True
+
+
+class Cell(NamedTuple):
+    """One measurement."""
+
+    key: str
+    title: str
+    environment: str
+    metrics: tuple[Metric, ...]
+    run: Callable[[System], dict[str, float]]
+    rounds: int = 0  # at most; 0: as many as asked for
+    systems: tuple[str, ...] = ("veth", *TRANSLATORS)
+    quick: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.key}@{self.environment}"
+
+
+class Environment(NamedTuple):
+    """What all of its cells have in common: the systems are connected once for all of them."""
+
+    key: str
+    title: str
+    mtu: int = 65520
+    delay: Delay | None = None
+
+
+ENVIRONMENTS = (
+    Environment("mtu65520", "MTU 65520, the default"),
+    Environment("mtu1500", "MTU 1500", mtu=1500),
+    Environment("rtt20", "20 ms of round trip, 1 Gbit/s", delay=Delay(0.02)),
+    Environment("rtt200", "200 ms of round trip, 1 Gbit/s", delay=Delay(0.2)),
+    Environment("loss", "20 ms of round trip, 1 Gbit/s, 0.1 % of the packets lost", delay=Delay(0.02, loss=0.001)),
+    Environment("held", "connections held open"),
+    Environment("start", "from exec to readiness"),
+)
+
+
+class Server:
+    """A server for as long as a cell takes; the system's guest is where it runs if it is an inbound cell's."""
+
+    def __init__(self, system: System, arguments: list[str], cpu: int, *, inside: bool = False) -> None:
+        self.command = arguments
+        if inside:
+            full = system.wrap(arguments, cpu)
+        else:
+            limit = f"--nofile={topology.FILES}"
+            full = [
+                "ip",
+                "netns",
+                "exec",
+                system.topology.server,
+                "prlimit",
+                limit,
+                "taskset",
+                "-c",
+                str(cpu),
+                *arguments,
+            ]
+        self.process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def __enter__(self) -> Self:
+        if self.line() == "":
+            raise RuntimeError(f"{' '.join(self.command)} did not start")
+        return self
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def traffic(role: str, host: str, port: int, size: int = 1, seconds: float = 1.0) -> list[str]:
+    """The command line of one end."""
+    return [*TRAFFIC, role, host, str(port), str(size), str(seconds)]
+
+
+def run_outside(where: Topology, command: list[str], cpu: int) -> str:
+    """Run a client in the server's namespace, for forwarded ports."""
+    full = ["ip", "netns", "exec", where.server, "taskset", "-c", str(cpu), *command]
+    done = subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
+
+
+# TCP throughput: iperf3
+
+
+def throughput(text: str, system: System, cpu_before: float | None) -> dict[str, float]:
+    """Gbit/s, and the translator's CPU seconds for each gigabyte."""
+    document = json.loads(text)
+    if "error" in document:
+        raise RuntimeError(document["error"])
+    total = document["end"]["sum_received"]
+    if not total["bytes"]:
+        raise RuntimeError("no data came through")
+    values = {"": total["bits_per_second"] / 1e9}
+    cpu = system.cpu()
+    if cpu is not None and cpu_before is not None:
+        values["cpu"] = (cpu - cpu_before) / (total["bytes"] / 1e9)
+    return values
+
+
+def iperf(
+    *options: str, server: str = SERVER4, seconds: int = 1, omit: int = 0
+) -> Callable[[System], dict[str, float]]:
+    """One or more streams from the guest to the server, or with -R the other way."""
+
+    def run(system: System) -> dict[str, float]:
+        before = system.cpu()
+        with Server(system, ["iperf3", "-s", "-1", "--forceflush"], END_CPU):
+            command = ["iperf3", "-J", "-c", server, "-t", str(seconds), "-O", str(omit), *options]
+            return throughput(system.output(command, END_CPU), system, before)
+
+    return run
+
+
+def iperf_forwarded(*options: str) -> Callable[[System], dict[str, float]]:
+    """One stream to a server in the guest, by way of a forwarded port of the host."""
+
+    def run(system: System) -> dict[str, float]:
+        before = system.cpu()
+        with Server(system, ["iperf3", "-s", "-1", "--forceflush", "-p", "7010"], END_CPU, inside=True):
+            port = str(system.outer_port(7010))
+            command = ["iperf3", "-J", "-c", system.inbound, "-p", port, "-t", "1", *options]
+            return throughput(run_outside(system.topology, command, END_CPU), system, before)
+
+    return run
+
+
+# Round trips, connections, queries: everything on one CPU
+
+
+def ask(
+    client: str, server: str, port: int, *, size: int = 1, host: str = SERVER4
+) -> Callable[[System], dict[str, float]]:
+    """A client in the guest, a server outside."""
+
+    def run(system: System) -> dict[str, float]:
+        with Server(system, traffic(server, host, port), TRANSLATOR_CPU):
+            return answered(system.output(traffic(client, host, port, size), TRANSLATOR_CPU))
+
+    return run
+
+
+def ask_resolver(system: System) -> dict[str, float]:
+    """Queries by way of the system's DNS forwarding."""
+    with Server(system, traffic("datagrams", SERVER4, 53), TRANSLATOR_CPU):
+        return answered(system.output(traffic("queries", system.resolver, 53, 45), TRANSLATOR_CPU))
+
+
+def ask_forwarded(system: System) -> dict[str, float]:
+    """Connections to a server in the guest, by way of a forwarded port of the host."""
+    with Server(system, traffic("requests", "0.0.0.0", 7011), TRANSLATOR_CPU, inside=True):
+        return answered(
+            run_outside(system.topology, traffic("crr", system.inbound, system.outer_port(7011)), TRANSLATOR_CPU)
+        )
+
+
+def answered(text: str) -> dict[str, float]:
+    """What a client printed, as values of the metrics."""
+    found = json.loads(text)
+    if found.get("failed"):
+        raise RuntimeError(f"{found['failed']:.0f} failed, {found['per_second']:.0f} per second did not")
+    return {"" if name == "per_second" else name: value for name, value in found.items() if name != "failed"}
+
+
+# UDP rates: the sender does not wait for anybody
+
+
+def rates(sent: float, came: float) -> dict[str, float]:
+    return {"": came / 1000, "loss": max(0.0, 1 - came / sent) * 100}
+
+
+def udp_out(size: int) -> Callable[[System], dict[str, float]]:
+    def run(system: System) -> dict[str, float]:
+        with Server(system, traffic("sink", SERVER4, 7101, size, 1), TRANSLATOR_CPU) as sink:
+            sent = json.loads(system.output(traffic("udp-send", SERVER4, 7101, size, 1.5), END_CPU))
+            return rates(sent["per_second"], json.loads(sink.line())["per_second"])
+
+    return run
+
+
+def udp_in(size: int) -> Callable[[System], dict[str, float]]:
+    def run(system: System) -> dict[str, float]:
+        with Server(system, traffic("blast", SERVER4, 7102, size, 1.5), END_CPU) as blast:
+            came = json.loads(system.output(traffic("udp-receive", SERVER4, 7102, size, 1), TRANSLATOR_CPU))
+            return rates(json.loads(blast.line())["per_second"], came["per_second"])
+
+    return run
+
+
+# Connections held open
+
+
+def held(count: int) -> Callable[[System], dict[str, float]]:
+    """Open connections and look at what they cost the translator."""
+
+    def run(system: System) -> dict[str, float]:
+        with Server(system, traffic("held", SERVER4, 7103), END_CPU):
+            before = system.memory()
+            command = system.wrap(traffic("hold", SERVER4, 7103, count), END_CPU)
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+                assert client.stdin is not None
+                assert client.stdout is not None
+                found = json.loads(client.stdout.readline() or "{}")
+                after = system.memory()
+                cpu = system.cpu()
+                time.sleep(1)
+                idle = (system.cpu() or 0) - (cpu or 0)
+                client.stdin.close()
+            if found.get("open") != count:
+                raise RuntimeError(f"{found.get('open', 0)} of {count} connections")
+            return {"": max(0, after - before) * 1024 / count, "rate": count / found["seconds"], "idle": idle * 100}
+
+    return run
+
+
+GBITS = Metric("", "throughput", "Gbit/s")
+CPU = Metric("cpu", "CPU of the translator", "s/GB", higher_is_better=False)
+STREAM = (GBITS, CPU)
+ROUND_TRIPS = (
+    Metric("", "round trips", "1/s"),
+    Metric("p50", "time of one, median", "µs", higher_is_better=False),
+    Metric("p99", "time of one, 99th percentile", "µs", higher_is_better=False),
+)
+RATE = (Metric("", "rate", "1/s"),)
+PACKETS = (Metric("", "received", "1000/s"), Metric("loss", "lost", "%", higher_is_better=False))
+HELD = (
+    Metric("", "memory of the translator for each", "bytes", higher_is_better=False),
+    Metric("rate", "opened", "1/s"),
+    Metric("idle", "CPU of the translator while nothing happens", "%", higher_is_better=False),
+)
+START = (Metric("", "time", "ms", higher_is_better=False),)
+
+
+def streams(environment: str) -> list[Cell]:
+    """Throughput of TCP with a short path."""
+    first = environment == "mtu65520"
+    names = ("veth", "loopback", *TRANSLATORS) if first else ("veth", *TRANSLATORS)
+    kinds: list[tuple[str, str, tuple[str, ...], str]] = [
+        ("tcp{}", "TCP, one stream", (), SERVER4),
+        ("tcp{}-mss1400", "TCP, one stream, MSS 1400", ("-M", "1400"), SERVER4),
+        ("tcp{}-p4", "TCP, four streams", ("-P", "4"), SERVER4),
+        ("tcp{}-ipv6", "TCP, one stream, IPv6", (), SERVER6),
+    ]
+    found = []
+    for key, title, options, server in kinds:
+        for way, words, reverse in (("-out", "namespace → host", ()), ("-in", "host → namespace", ("-R",))):
+            run = iperf(*options, *reverse, server=server)
+            quick = first and not options and server == SERVER4
+            name = f"{title}, {words}"
+            found.append(Cell(key.format(way), name, environment, STREAM, run, systems=names, quick=quick))
+    return found
+
+
+def long_paths() -> list[Cell]:
+    """Throughput of TCP over a delay line, from the third second on."""
+    found = []
+    for environment, seconds, omit in (("rtt20", 3, 1), ("rtt200", 5, 3), ("loss", 4, 1)):
+        for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
+            run = iperf(*reverse, seconds=seconds, omit=omit)
+            found.append(Cell(f"tcp-{way}", f"TCP, one stream, {words}", environment, STREAM, run, rounds=3))
+    return found
+
+
+def short_exchanges() -> list[Cell]:
+    """Latency and rates."""
+    where = "mtu65520"
+    everybody = ("veth", "loopback", *TRANSLATORS)
+    found = [
+        Cell("tcp-forward-in", "TCP to a forwarded port, client → namespace", where, STREAM, iperf_forwarded()),
+        Cell("tcp-forward-out", "TCP to a forwarded port, namespace → client", where, STREAM, iperf_forwarded("-R")),
+        Cell(
+            "tcp-pingpong", "TCP round trips of 1 byte", where, ROUND_TRIPS, ask("tcp-pingpong", "echo", 7001),
+            systems=everybody, quick=True,
+        ),
+        Cell(
+            "tcp-pingpong-1k", "TCP round trips of 1 KiB", where, ROUND_TRIPS,
+            ask("tcp-pingpong", "echo", 7001, size=1024), systems=everybody,
+        ),
+        Cell(
+            "udp-pingpong", "UDP round trips of 1 byte", where, ROUND_TRIPS,
+            ask("udp-pingpong", "datagrams", 7003), systems=everybody,
+        ),
+        Cell(
+            "udp-pingpong-1k", "UDP round trips of 1 KiB", where, ROUND_TRIPS,
+            ask("udp-pingpong", "datagrams", 7003, size=1024), systems=everybody,
+        ),
+        Cell(
+            "crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002),
+            systems=everybody, quick=True,
+        ),
+        Cell("crr-ipv6", "TCP connect-request-response, IPv6", where, RATE, ask("crr", "requests", 7002, host=SERVER6)),
+        Cell("crr-forward", "TCP connect-request-response to a forwarded port", where, RATE, ask_forwarded),
+        Cell("dns", "DNS queries, a socket each, by the forwarder", where, RATE, ask_resolver),
+    ]  # fmt: skip
+    for size in (64, 1400):
+        for way, words, run in (("out", "namespace → host", udp_out), ("in", "host → namespace", udp_in)):
+            title = f"UDP, {size} bytes, {words}"
+            found.append(Cell(f"udp-{way}-{size}", title, where, PACKETS, run(size), quick=size == 64))
+    return found
+
+
+def nothing(system: System) -> dict[str, float]:
+    raise NotImplementedError  # `start` cells are the runner's: there is no connected system yet
+
+
+CELLS: tuple[Cell, ...] = (
+    *streams("mtu65520"),
+    *short_exchanges(),
+    *streams("mtu1500"),
+    *long_paths(),
+    Cell("held-1k", "1,000 connections held open", "held", HELD, held(1000), rounds=1, systems=TRANSLATORS),
+    Cell("held-10k", "10,000 connections held open", "held", HELD, held(10000), rounds=1, systems=TRANSLATORS),
+    Cell("start", "exec to readiness", "start", START, nothing, systems=TRANSLATORS, quick=True),
+)
