@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
 
-.PHONY: build run test lint unit system bench asan coverage man clean help packages
+.PHONY: build run test lint unit system bench micro asan coverage man clean help packages
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -78,6 +78,9 @@ OUT ?= $(if $(CELLS)$(SYSTEMS),build/bench.json,docs/performance.json)
 bench: build packages ## Bucatini beside the peers of $$PEERS or PATH: docs/performance.{json,md,svg}; root, takes minutes
 	$(VENV)/bin/bucatini bench --full --json $(OUT) $(if $(PEERS),--peers $(PEERS)) $(if $(CELLS),--cells $(CELLS)) \
 	    $(if $(SYSTEMS),--systems $(SYSTEMS)) $(if $(RUNS),--runs $(RUNS)) $(if $(BASE),--base $(BASE))
+
+micro: build ## micro-benchmarks of the packet path's pieces (pyperf); OPTIONS="-o file.json" keeps the result
+	$(PY) -m bucatini.bench.micro $(OPTIONS)
 
 # The sanitized modules live below build/asan; src/ keeps its own. Only the program's processes are preloaded in the
 # system tests (tests/system/installation.py), and every report of theirs fails the test that caused it.

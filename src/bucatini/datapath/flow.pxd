@@ -36,6 +36,10 @@ cdef struct TcpFlow:
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t connected
     uint8_t peeking  # SO_PEEK_OFF is on: from the first read behind data in flight
+    uint8_t late  # an acknowledgement is owed since `late_since`
+    uint8_t listed  # it is among those that may owe one
+    uint8_t mistrusted  # exchanges to go before an acknowledgement is put off again
+    uint64_t late_since  # ns
 
 cdef struct UdpFlow:
     uint64_t last  # ns, last datagram either way

@@ -32,7 +32,8 @@ from bucatini.datapath.syscalls cimport (
     epoll_ctl, epoll_event, epoll_wait, timespec,
 )
 from bucatini.datapath.tcp_io cimport (
-    tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener, tcp_timer,
+    tcp_acknowledge, tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
+    tcp_timer,
 )
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (
@@ -104,6 +105,8 @@ cdef class DataPath:
     cdef Link links[LINKS]
     cdef int depth
     cdef bint stopped
+    cdef bint busy  # the link had something in the last turn
+    cdef int taken  # frames, the last time that it had
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
@@ -343,6 +346,7 @@ cdef class DataPath:
                 self._frames()
                 if self.failed:
                     return
+            self.busy = link_ready
             self._continue()
             while True:
                 flow = timer_due(w.timers, w.flows, w.now)
@@ -354,20 +358,25 @@ cdef class DataPath:
                     udp_timer(w, flow)
                 elif flow.kind == FLOW_PING:
                     icmp_timer(w, flow)
+            if w.acknowledge_at and w.now >= w.acknowledge_at:
+                tcp_acknowledge(w)
             if self.slow_at and w.now >= self.slow_at:
                 self._slow_timeout()
 
     cdef int _wait_ms(self) noexcept nogil:
         """Milliseconds to wait at most, -1: for ever."""
         cdef int wait = timer_wait_ms(self.w.timers, self.w.now)
-        cdef int slow
         if self.w.ready_head != FLOW_NONE:
             return 0
-        if self.slow_at:
-            slow = 0 if self.slow_at <= self.w.now else <int> ((self.slow_at - self.w.now) // 1000000) + 1
-            if wait < 0 or slow < wait:
-                wait = slow
-        return wait
+        return self._sooner(self._sooner(wait, self.slow_at), self.w.acknowledge_at)
+
+    cdef inline int _sooner(self, int wait, uint64_t at) noexcept nogil:
+        """The earlier of a time to wait, ms (-1: for ever), and a time, ns (0: none)."""
+        cdef int until
+        if at == 0:
+            return wait
+        until = 0 if at <= self.w.now else <int> ((at - self.w.now) // 1000000) + 1
+        return until if wait < 0 or until < wait else wait
 
     cdef void _continue(self) noexcept nogil:
         """Give every flow that waits for its next share one."""
@@ -392,25 +401,32 @@ cdef class DataPath:
         """Take what the link has and serve it.
 
         While a bulk transfer keeps frames coming, the next batch is taken before the last one is acknowledged: fewer,
-        larger acknowledgements leave the guest more time to send.
+        larger acknowledgements leave the guest more time to send. Where one frame came last time, and the link had
+        nothing in the turn before this one, one is likely again: then none is asked for in vain.
         """
-        for _i in range(ROUNDS):
-            if self._batch() == 0 or tcp_deliver(&self.w) < BULK:
-                break
+        if self.taken == 1 and not self.busy:
+            self.taken = 0
+            self._batch(1)
+        else:
+            self.taken = 0
+            for _i in range(ROUNDS):
+                if self._batch(LINK_BATCH) == 0 or tcp_deliver(&self.w) < BULK:
+                    break
         tcp_flush(&self.w)
 
-    cdef int _batch(self) noexcept nogil:
-        """Take one batch of frames and serve it, but for acknowledgements; returns how many."""
+    cdef int _batch(self, int limit) noexcept nogil:
+        """Take at most `limit` frames and serve them, but for acknowledgements; returns how many."""
         cdef int _i
         cdef Worker *w = &self.w
         cdef Frame[LINK_BATCH] frames
         cdef FrameRef[LINK_BATCH] refs
         cdef FrameRef *ref
-        cdef int n = w.link.receive(w.link, frames, LINK_BATCH)
+        cdef int n = w.link.receive(w.link, frames, limit)
         cdef int i, kind
         if n < 0:
             self.failed = -n
             return 0
+        self.taken += n
         for i in range(n):
             ref = &refs[i]
             kind = parse_frame(&frames[i], ref)

@@ -12,6 +12,7 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil  # one frame of the
 # Hands the payload of this batch to its sockets; acknowledgements wait for `tcp_flush`. Returns the bytes.
 cdef uint32_t tcp_deliver(Worker *w) noexcept nogil
 cdef void tcp_flush(Worker *w) noexcept nogil  # end of the batch
+cdef void tcp_acknowledge(Worker *w) noexcept nogil  # at `w.acknowledge_at`
 cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil  # of the flow's socket, edge triggered
 cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put itself on the ready list
 cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil  # connections on a forward, level triggered

@@ -5,8 +5,8 @@ flow is gathered into an iovec and handed to its socket with one sendmsg at the 
 acknowledgement. Host data is received (peeked) directly behind the headers of the frame that carries it to the
 guest.
 
-Data. `TcpBatch`: the flows touched by this batch. `Chunks`: the overflow, a pool of blocks mapped once; a flow's
-blocks are a chain from `head` to `tail`. What a socket does not take goes there and drains on EPOLLOUT. The window
+Data. `TcpBatch`: the flows touched by this batch. What a socket does not take goes to the overflow
+(`overflow.pyx`) and drains on EPOLLOUT. The window
 towards the guest is `BOUND` less what is held; when the pool runs short new flows get less, and when it is empty
 the rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
 
@@ -34,6 +34,9 @@ from bucatini.datapath.headers cimport (
     addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
+from bucatini.datapath.overflow cimport (
+    CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_free, overflow_init,
+)
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
@@ -46,11 +49,11 @@ from bucatini.datapath.syscalls cimport (
 )
 from bucatini.datapath.tcp cimport (
     TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FIN, TA_KEEPALIVE, TA_NEW, TA_PROBE,
-    TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TC_AFTER_FIN, TC_CHALLENGE,
-    TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT,
-    TC_TIMED_OUT, TCP_CLOSED, TCP_ESTABLISHED, TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected,
-    tcp_fin_seq, tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room, tcp_segment, tcp_sent,
-    tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window,
+    TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TCP_CLOSED, TCP_ESTABLISHED,
+    TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE,
+    TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF, TcpActions, TcpConn, TcpSegment,
+    tcp_blocked, tcp_connected, tcp_fin_seq, tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room,
+    tcp_segment, tcp_sent, tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound
@@ -88,21 +91,13 @@ cdef extern from *:
 cdef enum:
     BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
     BOUND_MIN = 65536
-    CHUNK = 32768  # bytes
-    CHUNKS = 8192  # 256 MiB of address space for all overflows; pages are used only by what stalls
-    CHUNK_NONE = 0  # chains hold index + 1
-    DRAIN_IOV = 64  # chunks handed to a socket at once
     SHARE = 16  # frames to the guest in one turn of a flow
     ACCEPTS = 16  # connections taken from a listener in one turn
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
-
-cdef struct Chunks:
-    uint8_t *memory
-    uint32_t next[CHUNKS]  # chain of a flow, or of the free list; index + 1
-    uint32_t free
-    uint32_t fresh  # chunks never used yet start here
-    uint32_t available
-    uint8_t *scratch
+    LATE = 64  # flows whose acknowledgement is put off at a time
+    LATE_NS = 10000000  # by this much at most
+    LATE_BYTES = 1400  # of a segment that may be a question
+    LATE_PENALTY = 16  # segments of the host until a flow whose answer was late is trusted again
 
 cdef struct Entry:  # a flow in the batch
     Flow *flow
@@ -110,6 +105,8 @@ cdef struct Entry:  # a flow in the batch
     int count  # iovecs
     uint32_t bytes  # in them
     uint32_t discard  # bytes acknowledged
+    uint32_t owed  # bytes accepted in this batch
+    uint32_t segments  # that carried them
     bint rewind
     bint pump
     bint ack
@@ -117,6 +114,9 @@ cdef struct Entry:  # a flow in the batch
 cdef struct TcpBatch:
     Entry entries[LINK_BATCH]
     uint32_t count
+    uint8_t *scratch  # SCRATCH bytes, for what is read again
+    uint32_t late[LATE]  # flows that may owe an acknowledgement (`acknowledge_later`)
+    uint32_t late_count
     Chunks chunks
 
 
@@ -129,133 +129,35 @@ cdef inline Chunks *chunks(Worker *w) noexcept nogil:
 
 
 cdef int tcp_init(Worker *w) noexcept nogil:
-    cdef uint8_t *memory = <uint8_t *> mmap(NULL, CHUNKS * CHUNK + SCRATCH + sizeof(TcpBatch),
-                                            PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cdef uint8_t *memory = <uint8_t *> mmap(NULL, SCRATCH + sizeof(TcpBatch), PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == <uint8_t *> MAP_FAILED:
         return -ENOMEM
-    w.tcp = memory + CHUNKS * CHUNK + SCRATCH
-    chunks(w).memory = memory
-    chunks(w).scratch = memory + CHUNKS * CHUNK
-    chunks(w).available = CHUNKS
+    w.tcp = memory + SCRATCH
+    batch(w).scratch = memory
+    if overflow_init(chunks(w)) < 0:
+        munmap(memory, SCRATCH + sizeof(TcpBatch))
+        w.tcp = NULL
+        return -ENOMEM
     return 0
 
 
 cdef void tcp_free(Worker *w) noexcept nogil:
-    munmap(chunks(w).memory, CHUNKS * CHUNK + SCRATCH + sizeof(TcpBatch))
-
-
-# Overflow
-
-
-cdef uint32_t chunk_take(Chunks *c) noexcept nogil:
-    """Return a chunk (index + 1), CHUNK_NONE when there is none."""
-    cdef uint32_t link = c.free
-    if link:
-        c.free = c.next[link - 1]
-    elif c.fresh < CHUNKS:
-        c.fresh += 1
-        link = c.fresh
-    else:
-        return CHUNK_NONE
-    c.next[link - 1] = CHUNK_NONE
-    c.available -= 1
-    return link
-
-
-cdef void chunk_return(Chunks *c, uint32_t link) noexcept nogil:
-    c.next[link - 1] = c.free
-    c.free = link
-    c.available += 1
-
-
-cdef void overflow_drop(Worker *w, TcpFlow *t) noexcept nogil:
-    """Give back all that a flow holds."""
-    cdef uint32_t link = t.head, following
-    while link:
-        following = chunks(w).next[link - 1]
-        chunk_return(chunks(w), link)
-        link = following
-    t.head = CHUNK_NONE
-    t.tail = CHUNK_NONE
-    t.conn.held = 0
-
-
-cdef uint32_t overflow_add(Worker *w, TcpFlow *t, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Append as much of `size` bytes as the pool takes; returns how many."""
-    cdef uint32_t done = 0, room, link
-    while done < size:
-        if t.tail == CHUNK_NONE or t.tail_used == CHUNK:
-            link = chunk_take(chunks(w))
-            if link == CHUNK_NONE:
-                break
-            if t.tail == CHUNK_NONE:
-                t.head = link
-                t.head_offset = 0
-            else:
-                chunks(w).next[t.tail - 1] = link
-            t.tail = link
-            t.tail_used = 0
-        room = CHUNK - t.tail_used
-        if room > size - done:
-            room = size - done
-        memcpy(chunks(w).memory + <size_t> (t.tail - 1) * CHUNK + t.tail_used, data + done, room)
-        t.tail_used += room
-        done += room
-    return done
-
-
-cdef int overflow_drain(Worker *w, Flow *flow, uint32_t *held) noexcept nogil:
-    """Hand what is held to the socket; `held` is lowered. 0, or -errno of a socket that is done for."""
-    cdef TcpFlow *t = &flow.u.tcp
-    cdef iovec[DRAIN_IOV] iov
-    cdef msghdr message
-    cdef uint32_t link, end, used
-    cdef ssize_t n
-    cdef int pieces
-    while t.head:
-        pieces = 0
-        link = t.head
-        while link and pieces < DRAIN_IOV:
-            used = t.head_offset if link == t.head else 0
-            end = t.tail_used if link == t.tail else CHUNK
-            iov[pieces].iov_base = chunks(w).memory + <size_t> (link - 1) * CHUNK + used
-            iov[pieces].iov_len = end - used
-            pieces += 1
-            link = chunks(w).next[link - 1]
-        memset(&message, 0, sizeof(message))
-        message.msg_iov = iov
-        message.msg_iovlen = pieces
-        n = sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if n < 0:
-            if errno == EINTR:
-                continue
-            return 0 if errno == EAGAIN or errno == ENOBUFS else -errno
-        held[0] -= <uint32_t> n
-        while n:
-            end = t.tail_used if t.head == t.tail else CHUNK
-            if n < end - t.head_offset:
-                t.head_offset += <uint32_t> n
-                break
-            n -= end - t.head_offset
-            link = chunks(w).next[t.head - 1]
-            chunk_return(chunks(w), t.head)
-            t.head = link
-            t.head_offset = 0
-            if not link:
-                t.tail = CHUNK_NONE
-    return 0
+    overflow_free(chunks(w))
+    munmap(batch(w).scratch, SCRATCH + sizeof(TcpBatch))
 
 
 # Segments to the guest
 
 
 cdef void emit(Worker *w, Flow *flow, uint32_t seq, uint8_t flags) noexcept nogil:
-    """Send a segment without payload."""
+    """Send a segment without payload; it acknowledges what is owed."""
     cdef Link *link = w.link
     cdef vnet_hdr vnet
     cdef TcpConn *c = &flow.u.tcp.conn
     cdef uint32_t length = build_tcp(w, link.reserve(link), &flow.key, seq, c.rcv_nxt, tcp_window(c), flags, 0, c.mss,
                                      &vnet)
+    flow.u.tcp.late = 0
     link.commit(link, length, &vnet)
 
 
@@ -309,7 +211,7 @@ cdef void forget(Worker *w, Flow *flow) noexcept nogil:
     cdef uint32_t entry = flow.u.tcp.batch
     if entry:
         batch(w).entries[entry - 1].flow = NULL
-    overflow_drop(w, &flow.u.tcp)
+    overflow_drop(chunks(w), &flow.u.tcp)
     count(w, C_TCP_CLOSED)
     worker_drop_flow(w, flow)
 
@@ -384,7 +286,7 @@ cdef inline ssize_t peek(Worker *w, Flow *flow, uint8_t *out, uint32_t size) noe
         return recv(flow.fd, out, size, MSG_PEEK | MSG_DONTWAIT)
     # Without SO_PEEK_OFF everything in flight is read again first
     memset(&message, 0, sizeof(message))
-    iov[0].iov_base = chunks(w).scratch
+    iov[0].iov_base = batch(w).scratch
     iov[0].iov_len = skip
     iov[1].iov_base = out
     iov[1].iov_len = size
@@ -447,6 +349,9 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
                 flags |= TH_FIN  # one frame fewer for every short answer
             build_tcp(w, out, &flow.key, c.snd_nxt, c.rcv_nxt, tcp_window(c), flags, <uint32_t> n, c.mss, &vnet)
             tcp_sent(c, <uint32_t> n, w.now)
+            t.late = 0
+            if t.mistrusted:
+                t.mistrusted -= 1
             if flags & TH_FIN:
                 t.readable = 0
                 tcp_host_eof(c, w.now, &a)
@@ -487,6 +392,8 @@ cdef Entry *entry_of(Worker *w, Flow *flow) noexcept nogil:
     e.count = 0
     e.bytes = 0
     e.discard = 0
+    e.owed = 0
+    e.segments = 0
     e.rewind = False
     e.pump = False
     e.ack = False
@@ -522,7 +429,7 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
                 n -= size
                 continue
             size -= <uint32_t> n
-            added = overflow_add(w, t, <uint8_t *> e.iov[i].iov_base + n, size)
+            added = overflow_add(chunks(w), t, <uint8_t *> e.iov[i].iov_base + n, size)
             n = 0
             held += added
             e.bytes -= added
@@ -535,6 +442,57 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
     e.count = 0
     e.bytes = 0
     return 0
+
+
+cdef bint acknowledge_later(Worker *w, Entry *e) noexcept nogil:
+    """Put the acknowledgement of a question off: the answer carries it, if it comes within LATE_NS (RFC 9293 §3.8.6.3).
+
+    One small segment is taken for a question until the answer failed to come; then LATE_PENALTY segments of the host
+    have to come first. Nobody waits for longer than LATE_NS: not a guest with Nagle's algorithm and another small
+    segment (T28). Less than the kernel's tick would cost more than it saves: the timer is programmed anew each time.
+    """
+    cdef Flow *flow = e.flow
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef TcpConn *c = &t.conn
+    if (e.segments != 1 or e.owed > LATE_BYTES or t.late or t.mistrusted or c.held
+            or c.flags & (TF_GUEST_FIN | TF_HOST_EOF) or c.rcv_adv - c.rcv_nxt < c.our_mss
+            or c.state != TCP_ESTABLISHED):
+        return False
+    if not t.listed:
+        if batch(w).late_count == LATE:
+            return False
+        batch(w).late[batch(w).late_count] = flow.index
+        batch(w).late_count += 1
+        t.listed = 1
+    t.late = 1
+    t.late_since = w.now
+    if w.acknowledge_at == 0:
+        w.acknowledge_at = w.now + LATE_NS
+    return True
+
+
+cdef void tcp_acknowledge(Worker *w) noexcept nogil:
+    """Send the acknowledgements that were put off and whose time is over."""
+    cdef uint32_t i, kept = 0
+    cdef Flow *flow
+    cdef TcpFlow *t
+    w.acknowledge_at = 0
+    for i in range(batch(w).late_count):
+        flow = &w.flows.flows[batch(w).late[i]]
+        t = &flow.u.tcp
+        if flow.kind != FLOW_TCP or not t.listed:  # gone, or another one that is not on the list
+            continue
+        if t.late and w.now - t.late_since < LATE_NS:
+            batch(w).late[kept] = flow.index
+            kept += 1
+            if w.acknowledge_at == 0 or t.late_since + LATE_NS < w.acknowledge_at:
+                w.acknowledge_at = t.late_since + LATE_NS
+            continue
+        t.listed = 0
+        if t.late:
+            t.mistrusted = LATE_PENALTY
+            emit(w, flow, t.conn.snd_max, TH_ACK)
+    batch(w).late_count = kept
 
 
 cdef void settle(Worker *w, Flow *flow, bint ack) noexcept nogil:
@@ -578,7 +536,7 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
             if e.flow == NULL:
                 return
             ack = False
-    settle(w, flow, ack)
+    settle(w, flow, ack and not acknowledge_later(w, e))
 
 
 cdef uint32_t tcp_deliver(Worker *w) noexcept nogil:
@@ -766,6 +724,8 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         e.iov[e.count].iov_len = a.length
         e.count += 1
         e.bytes += a.length
+        e.owed += a.length
+        e.segments += 1
         if ref.frame == NULL and deliver(w, e) < 0:  # put together from fragments: its buffer is used again
             reset_by_host(w, flow)
             return
@@ -835,7 +795,7 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
                 reset_by_host(w, flow)
             return
     if events & EPOLLOUT and t.head:
-        if overflow_drain(w, flow, &t.conn.held) < 0:
+        if overflow_drain(chunks(w), flow) < 0:
             reset_by_host(w, flow)
             return
     if t.readable and t.conn.state == TCP_ESTABLISHED:

@@ -74,6 +74,7 @@ cdef struct Worker:
     uint64_t now  # ns, CLOCK_MONOTONIC, read once per turn and after waiting
     uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
     siphash_key isn_key
+    uint64_t acknowledge_at  # ns, when acknowledgements of TCP that were put off are due; 0: none is
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection

@@ -113,7 +113,8 @@ def test_a_connection_from_handshake_to_both_fins(link: Link, server: socket.soc
         peer.settimeout(5)
         link.segment(40000, port, tcp.ACK | tcp.PSH, 1001, answer.seq + 1, b"to the host")
         assert peer.recv(100) == b"to the host"
-        assert link.receive_segment().ack == 1012
+        acknowledgement = link.receive_segment()
+        assert (acknowledgement.ack, acknowledgement.payload) == (1012, b"")
         peer.send(b"to the guest")
         data = link.receive_segment()
         assert data.payload == b"to the guest"
@@ -124,6 +125,26 @@ def test_a_connection_from_handshake_to_both_fins(link: Link, server: socket.soc
     fin = link.receive_segment()
     assert fin.flags & tcp.FIN
     link.segment(40000, port, tcp.ACK, 1013, fin.seq + 1)
+
+
+def test_T28_an_answer_in_time_carries_the_acknowledgement(link: Link, server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    link.segment(40000, port, tcp.SYN, 1000)
+    seq = link.receive_segment().seq + 1
+    peer, _ = server.accept()
+    with peer:
+        peer.settimeout(5)
+        echo = threading.Thread(target=lambda: [peer.send(peer.recv(1)) for _ in range(20)])
+        echo.start()
+        for number in range(20):
+            link.segment(40000, port, tcp.ACK | tcp.PSH, 1001 + number, seq + number, b"?")
+            while not (answer := link.receive_segment()).payload:
+                pass  # on a machine that is busy the answer may be late
+            assert (answer.seq, answer.ack) == (seq + number, 1002 + number)
+        echo.join()
+        # The last one is not answered: its acknowledgement comes nevertheless
+        link.segment(40000, port, tcp.ACK | tcp.PSH, 1021, seq + 20, b"!")
+        assert link.receive_segment().ack == 1022
 
 
 def test_a_full_flow_table_refuses_with_a_reset(link: Link, server: socket.socket) -> None:

@@ -1,0 +1,25 @@
+"""Interface of the overflow (`overflow.pyx`)."""
+
+from libc.stdint cimport uint8_t, uint32_t
+
+from bucatini.datapath.flow cimport Flow, TcpFlow
+
+cdef enum:
+    CHUNK = 32768  # bytes
+    CHUNKS = 8192  # 256 MiB of address space for all overflows
+
+cdef struct Chunks:
+    uint8_t *memory
+    uint32_t next[CHUNKS]  # chain of a flow, or of the free list; index + 1
+    uint32_t free
+    uint32_t fresh  # chunks never used yet start here
+    uint32_t available
+
+cdef int overflow_init(Chunks *c) noexcept nogil
+cdef void overflow_free(Chunks *c) noexcept nogil
+# Gives back all that a flow holds.
+cdef void overflow_drop(Chunks *c, TcpFlow *t) noexcept nogil
+# Appends as much of `size` bytes as the pool takes; returns how many.
+cdef uint32_t overflow_add(Chunks *c, TcpFlow *t, const uint8_t *data, uint32_t size) noexcept nogil
+# Hands what is held to the socket and lowers `held`. 0, or -errno of a socket that is done for.
+cdef int overflow_drain(Chunks *c, Flow *flow) noexcept nogil
