@@ -66,8 +66,8 @@ ENVIRONMENTS = (
     Environment("mtu65520", "MTU 65520, the default"),
     Environment("mtu1500", "MTU 1500", mtu=1500),
     Environment("rtt20", "20 ms of round trip, 1 Gbit/s", delay=Delay(0.02)),
-    Environment("rtt200", "200 ms of round trip, 1 Gbit/s", delay=Delay(0.2)),
-    Environment("loss", "20 ms of round trip, 1 Gbit/s, 0.1 % of the packets lost", delay=Delay(0.02, loss=0.001)),
+    Environment("rtt200", "200 ms of round trip, 1 Gbit/s", delay=Delay(0.2, backlog=0.2)),
+    Environment("loss", "2 ms of round trip, 1 Gbit/s, 0.1 % of the packets lost", delay=Delay(0.002, loss=0.001)),
     Environment("held", "connections held open"),
     Environment("start", "from exec to readiness"),
 )
