@@ -105,7 +105,7 @@ def build(uint64_t loops):
     with nogil:
         begin = seconds()
         for i in range(loops):
-            size += build_tcp(&w, out, &key, <uint32_t> i, 1, 65535, TH_ACK | TH_PSH, 1448, 1460, &vnet)
+            size += build_tcp(&w, out, &key, <uint32_t> i, 1, 65535, TH_ACK | TH_PSH, 0, 1448, 1460, &vnet)
         begin = seconds() - begin
     return begin
 

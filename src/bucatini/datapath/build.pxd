@@ -15,9 +15,10 @@ cdef uint32_t build_ip(Worker *w, uint8_t *out, const addr_t *src, const addr_t 
 # Everything up to the payload; returns the offset of the payload (42 or 62).
 cdef uint32_t build_udp(Worker *w, uint8_t *out, const FlowKey *key, uint32_t size, uint32_t total,
                         vnet_hdr *vnet) noexcept nogil
-# TCP header likewise, without options: `length` bytes of payload follow. Returns the offset of the payload (54 or 74).
+# TCP header likewise: `options` bytes that the caller writes end it, `length` bytes of payload follow. Returns the
+# offset of the payload (54 or 74, and the options).
 cdef uint32_t build_tcp(Worker *w, uint8_t *out, const FlowKey *key, uint32_t seq, uint32_t ack, uint16_t window,
-                        uint8_t flags, uint32_t length, uint16_t mss, vnet_hdr *vnet) noexcept nogil
+                        uint8_t flags, uint32_t options, uint32_t length, uint16_t mss, vnet_hdr *vnet) noexcept nogil
 # Completes the echo reply or error whose ICMP header and body stand at `l4`: fills in the checksum, in software.
 cdef void build_icmp_checksum(uint8_t *l4, uint32_t length, const addr_t *src, const addr_t *dst) noexcept nogil
 

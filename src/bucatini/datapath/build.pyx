@@ -85,30 +85,31 @@ cdef uint32_t build_udp(Worker *w, uint8_t *out, const FlowKey *key, uint32_t si
 
 
 cdef uint32_t build_tcp(Worker *w, uint8_t *out, const FlowKey *key, uint32_t seq, uint32_t ack, uint16_t window,
-                        uint8_t flags, uint32_t length, uint16_t mss, vnet_hdr *vnet) noexcept nogil:
-    cdef uint32_t offset = build_ip(w, out, &key.remote, &key.guest, PROTO_TCP, TCP_HLEN + length, TTL)
+                        uint8_t flags, uint32_t options, uint32_t length, uint16_t mss, vnet_hdr *vnet) noexcept nogil:
+    cdef uint32_t header = TCP_HLEN + options
+    cdef uint32_t offset = build_ip(w, out, &key.remote, &key.guest, PROTO_TCP, header + length, TTL)
     cdef tcp_hdr *tcp = <tcp_hdr *> (out + offset)
     tcp.sport_be = htons(key.rport)
     tcp.dport_be = htons(key.gport)
     tcp.seq_be = htonl(seq)
     tcp.ack_be = htonl(ack)
-    tcp.offset = (TCP_HLEN // 4) << 4
+    tcp.offset = <uint8_t> ((header // 4) << 4)
     tcp.flags = flags
     tcp.window_be = htons(window)
     tcp.urgent_be = 0
-    tcp.checksum_be = checksum_fold(checksum_pseudo(&key.remote, &key.guest, PROTO_TCP, TCP_HLEN + length))
+    tcp.checksum_be = checksum_fold(checksum_pseudo(&key.remote, &key.guest, PROTO_TCP, header + length))
     vnet.flags = VNET_NEEDS_CSUM
     vnet.csum_start = <uint16_t> offset
     vnet.csum_offset = 16
     if length > mss:
         vnet.gso_type = VNET_GSO_TCPV4 if offset < ETH_HLEN + IPV6_HLEN else VNET_GSO_TCPV6
         vnet.gso_size = mss
-        vnet.hdr_len = <uint16_t> (offset + TCP_HLEN)
+        vnet.hdr_len = <uint16_t> (offset + header)
     else:
         vnet.gso_type = VNET_GSO_NONE
         vnet.gso_size = 0
         vnet.hdr_len = 0
-    return offset + TCP_HLEN
+    return offset + header
 
 
 cdef void build_icmp_checksum(uint8_t *l4, uint32_t length, const addr_t *src, const addr_t *dst) noexcept nogil:

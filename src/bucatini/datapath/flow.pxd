@@ -25,10 +25,9 @@ cdef struct FlowKey:  # the guest's side; 40 bytes without a hole, hashed and co
 
 cdef struct TcpFlow:
     TcpConn conn
-    uint32_t head  # first chunk of the overflow, CHUNK_NONE: none
-    uint32_t tail  # last chunk
-    uint32_t head_offset  # bytes of the first chunk that are sent
-    uint32_t tail_used  # bytes of the last chunk in use
+    uint32_t head  # first chunk that is held for the socket (`overflow`), 0: none
+    uint32_t tail  # last one
+    uint32_t kept  # first chunk that came out of order
     uint32_t batch  # index into the batch of this turn + 1, 0: not in it
     uint8_t readable  # the host socket may have data
     uint8_t hangup  # the host peer has shut its side: read until EOF
@@ -47,6 +46,9 @@ cdef struct UdpFlow:
     uint32_t to_guest
     uint16_t bound_port  # source port we bound for it, host order; 0: any
     uint32_t batch  # index into the batch of this turn + 1, 0: not in it
+    uint32_t older  # neighbours in the list of flows by age, FLOW_NONE: none
+    uint32_t newer
+    uint8_t listed  # in that list
     uint8_t no_segment  # UDP_SEGMENT was refused on this socket
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t ttl  # of the socket

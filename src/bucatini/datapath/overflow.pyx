@@ -1,10 +1,11 @@
-"""What the host's sockets do not take at once: a pool of blocks, mapped once, and a chain of them for each flow.
+"""The guest's data that the host's socket has not got yet: a pool of blocks, mapped once, and two chains a flow.
 
-A flow's blocks are chained from `head` to `tail`; `head_offset` bytes of the first are sent, `tail_used` of the last
-in use. Pages are used only by what stalls. When the pool is empty `overflow_add` takes less than it was given.
+`head` to `tail` is what was accepted and the socket did not take: in order, appended to at the tail. `kept` is what
+came out of order, sorted by sequence number; when the hole in front is filled its blocks move over to the first chain
+as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.flow cimport TcpFlow
@@ -12,6 +13,7 @@ from bucatini.datapath.syscalls cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, PROT_READ, PROT_WRITE, iovec,
     mmap, msghdr, munmap, sendmsg, ssize_t,
 )
+from bucatini.datapath.tcp cimport seq_lt
 
 
 cdef extern from "<errno.h>" nogil:
@@ -20,7 +22,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     CHUNK_NONE = 0  # chains hold index + 1
-    DRAIN_IOV = 64  # chunks handed to a socket at once
+    DRAIN_IOV = 64  # blocks handed to a socket at once
 
 
 cdef int overflow_init(Chunks *c) noexcept nogil:
@@ -38,81 +40,93 @@ cdef void overflow_free(Chunks *c) noexcept nogil:
     munmap(c.memory, CHUNKS * CHUNK)
 
 
+cdef inline uint8_t *block(Chunks *c, uint32_t link) noexcept nogil:
+    return c.memory + <size_t> (link - 1) * CHUNK
+
+
 cdef uint32_t chunk_take(Chunks *c) noexcept nogil:
-    """Return a chunk (index + 1), CHUNK_NONE when there is none."""
+    """Return an empty chunk (index + 1), CHUNK_NONE when there is none."""
     cdef uint32_t link = c.free
     if link:
-        c.free = c.next[link - 1]
+        c.free = c.chunks[link - 1].next
     elif c.fresh < CHUNKS:
         c.fresh += 1
         link = c.fresh
     else:
         return CHUNK_NONE
-    c.next[link - 1] = CHUNK_NONE
+    memset(&c.chunks[link - 1], 0, sizeof(Chunk))
     c.available -= 1
     return link
 
 
-cdef void chunk_return(Chunks *c, uint32_t link) noexcept nogil:
-    c.next[link - 1] = c.free
+cdef uint32_t chunk_return(Chunks *c, uint32_t link) noexcept nogil:
+    """Give a chunk back; returns the one that followed it."""
+    cdef uint32_t following = c.chunks[link - 1].next
+    c.chunks[link - 1].next = c.free
     c.free = link
     c.available += 1
+    return following
+
+
+cdef uint32_t chunk_fill(Chunks *c, uint32_t link, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Append to a chunk what it has room for; returns how many bytes."""
+    cdef Chunk *chunk = &c.chunks[link - 1]
+    cdef uint32_t room = CHUNK - chunk.end
+    if room > size:
+        room = size
+    memcpy(block(c, link) + chunk.end, data, room)
+    chunk.end += room
+    return room
 
 
 cdef void overflow_drop(Chunks *c, TcpFlow *t) noexcept nogil:
-    """Give back all that a flow holds."""
-    cdef uint32_t link = t.head, following
-    while link:
-        following = c.next[link - 1]
-        chunk_return(c, link)
-        link = following
-    t.head = CHUNK_NONE
+    while t.head:
+        t.head = chunk_return(c, t.head)
+    while t.kept:
+        t.kept = chunk_return(c, t.kept)
     t.tail = CHUNK_NONE
     t.conn.held = 0
 
 
+cdef inline void append(Chunks *c, TcpFlow *t, uint32_t link) noexcept nogil:
+    """Put a chunk behind those that are held."""
+    c.chunks[link - 1].next = CHUNK_NONE
+    if t.tail == CHUNK_NONE:
+        t.head = link
+    else:
+        c.chunks[t.tail - 1].next = link
+    t.tail = link
+
+
 cdef uint32_t overflow_add(Chunks *c, TcpFlow *t, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Append as much of `size` bytes as the pool takes; returns how many."""
-    cdef uint32_t done = 0, room, link
+    cdef uint32_t done = 0, link
     while done < size:
-        if t.tail == CHUNK_NONE or t.tail_used == CHUNK:
+        if t.tail == CHUNK_NONE or c.chunks[t.tail - 1].end == CHUNK:
             link = chunk_take(c)
             if link == CHUNK_NONE:
                 break
-            if t.tail == CHUNK_NONE:
-                t.head = link
-                t.head_offset = 0
-            else:
-                c.next[t.tail - 1] = link
-            t.tail = link
-            t.tail_used = 0
-        room = CHUNK - t.tail_used
-        if room > size - done:
-            room = size - done
-        memcpy(c.memory + <size_t> (t.tail - 1) * CHUNK + t.tail_used, data + done, room)
-        t.tail_used += room
-        done += room
+            append(c, t, link)
+        done += chunk_fill(c, t.tail, data + done, size - done)
     return done
 
 
 cdef int overflow_drain(Chunks *c, Flow *flow) noexcept nogil:
-    """Hand what is held to the socket. 0, or -errno of a socket that is done for."""
     cdef TcpFlow *t = &flow.u.tcp
     cdef iovec[DRAIN_IOV] iov
     cdef msghdr message
-    cdef uint32_t link, end, used
+    cdef Chunk *chunk
+    cdef uint32_t link
     cdef ssize_t n
     cdef int pieces
     while t.head:
         pieces = 0
         link = t.head
         while link and pieces < DRAIN_IOV:
-            used = t.head_offset if link == t.head else 0
-            end = t.tail_used if link == t.tail else CHUNK
-            iov[pieces].iov_base = c.memory + <size_t> (link - 1) * CHUNK + used
-            iov[pieces].iov_len = end - used
+            chunk = &c.chunks[link - 1]
+            iov[pieces].iov_base = block(c, link) + chunk.first
+            iov[pieces].iov_len = chunk.end - chunk.first
             pieces += 1
-            link = c.next[link - 1]
+            link = chunk.next
         memset(&message, 0, sizeof(message))
         message.msg_iov = iov
         message.msg_iovlen = pieces
@@ -123,15 +137,51 @@ cdef int overflow_drain(Chunks *c, Flow *flow) noexcept nogil:
             return 0 if errno == EAGAIN or errno == ENOBUFS else -errno
         t.conn.held -= <uint32_t> n
         while n:
-            end = t.tail_used if t.head == t.tail else CHUNK
-            if n < end - t.head_offset:
-                t.head_offset += <uint32_t> n
+            chunk = &c.chunks[t.head - 1]
+            if n < chunk.end - chunk.first:
+                chunk.first += <uint16_t> n
                 break
-            n -= end - t.head_offset
-            link = c.next[t.head - 1]
-            chunk_return(c, t.head)
-            t.head = link
-            t.head_offset = 0
-            if not link:
+            n -= chunk.end - chunk.first
+            t.head = chunk_return(c, t.head)
+            if not t.head:
                 t.tail = CHUNK_NONE
     return 0
+
+
+cdef uint32_t overflow_keep(Chunks *c, TcpFlow *t, uint32_t seq, const uint8_t *data, uint32_t size) noexcept nogil:
+    cdef uint32_t done = 0, previous = CHUNK_NONE, link = t.kept, fresh
+    while link and seq_lt(c.chunks[link - 1].seq, seq):
+        previous = link
+        link = c.chunks[link - 1].next
+    if previous and c.chunks[previous - 1].seq + c.chunks[previous - 1].end == seq:
+        done = chunk_fill(c, previous, data, size)
+    while done < size:
+        fresh = chunk_take(c)
+        if fresh == CHUNK_NONE:
+            break
+        c.chunks[fresh - 1].seq = seq + done
+        c.chunks[fresh - 1].next = link
+        if previous:
+            c.chunks[previous - 1].next = fresh
+        else:
+            t.kept = fresh
+        previous = fresh
+        done += chunk_fill(c, fresh, data + done, size - done)
+    return done
+
+
+cdef void overflow_fetch(Chunks *c, TcpFlow *t, uint32_t start, uint32_t end) noexcept nogil:
+    cdef Chunk *chunk
+    cdef uint32_t link, following, skip
+    while t.kept and seq_lt(c.chunks[t.kept - 1].seq, end):
+        link = t.kept
+        chunk = &c.chunks[link - 1]
+        skip = start - chunk.seq if seq_lt(chunk.seq, start) else 0
+        following = chunk.next
+        if skip >= chunk.end:
+            t.kept = chunk_return(c, link)
+            continue
+        chunk.first = <uint16_t> skip
+        t.conn.held += chunk.end - skip
+        append(c, t, link)
+        t.kept = following

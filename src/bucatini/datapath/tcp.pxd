@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from bucatini.datapath.ranges cimport Ranges
+
 cdef enum TcpState:
     TCP_CLOSED
     TCP_CONNECTING
@@ -18,6 +20,10 @@ cdef enum TcpFlag:
     TF_KEEPALIVE = 0x20  # the guest probes: the host socket does so too
     TF_PENDING = 0x40  # the host socket has data that the guest's window did not take
     TF_SHUT_DONE = 0x80  # the host socket was shut for writing
+    TF_TIMESTAMPS = 0x100  # both ends sent the option (RFC 7323 §3.2)
+    TF_SACK = 0x200  # the guest takes selective acknowledgements, and sends them (RFC 2018)
+    TF_RECOVERY = 0x400  # holes below `recover` are being filled
+    TF_FIN_KEPT = 0x800  # the guest's FIN came out of order: it is at `fin_at`
 
 cdef enum TcpAction:
     TA_ACK = 0x0001  # a pure ACK, at once
@@ -37,6 +43,9 @@ cdef enum TcpAction:
     TA_KEEPALIVE = 0x4000  # switch SO_KEEPALIVE on
     TA_NEW = 0x8000  # the segment opens a new connection of the same addresses and ports
     TA_RST_REPLY = 0x10000  # RST answering this segment, RFC 9293 §3.5.2
+    TA_KEEP = 0x20000  # payload[offset : offset + length] is out of order: keep it if there is room, then `tcp_kept`
+    TA_FETCH = 0x40000  # the hole in front of what is kept is filled: `tcp_fetch`
+    TA_REPAIR = 0x80000  # send the holes again that `tcp_hole` names
 
 cdef enum TcpDefer:  # counters that the machine wants moved, one bit each
     TC_OUT_OF_ORDER = 1
@@ -49,6 +58,7 @@ cdef enum TcpDefer:  # counters that the machine wants moved, one bit each
     TC_KEEPALIVE = 128
     TC_RESET_BY_GUEST = 256
     TC_TIMED_OUT = 512
+    TC_PAWS = 1024
 
 cdef struct TcpSegment:  # what the machine sees of a segment; host order
     uint32_t seq
@@ -61,8 +71,8 @@ cdef struct TcpSegment:  # what the machine sees of a segment; host order
 
 cdef struct TcpActions:
     uint32_t what  # TA_*
-    uint32_t offset  # TA_ACCEPT: first byte of the payload that is new
-    uint32_t length  # TA_ACCEPT: bytes
+    uint32_t offset  # TA_ACCEPT, TA_KEEP: first byte of the payload that is new
+    uint32_t length  # bytes
     uint32_t discard  # TA_DISCARD: bytes
     uint32_t counted  # TC_*
 
@@ -80,14 +90,22 @@ cdef struct TcpConn:
     uint32_t rcv_adv  # right edge of the window we advertised; never moves left
     uint32_t held  # bytes accepted that the host socket did not take yet
     uint32_t bound  # most of `held`
+    uint32_t ack_sent  # acknowledgement in the last segment of ours
+    uint32_t ts_recent  # the guest's timestamp that we echo
+    uint32_t recover  # TF_RECOVERY: the end of what was sent when it began
+    uint32_t repaired  # holes below it were sent again in this pass
+    uint32_t repair_max  # `snd_max` when this pass began
+    uint32_t fin_at  # TF_FIN_KEPT
+    Ranges kept  # data of the guest that came out of order
+    Ranges sacked  # ours that the guest has, behind holes
     uint64_t deadline  # ns, of the running timer; 0: none
     uint64_t last_heard  # ns, last segment of the guest
     uint16_t mss  # largest payload towards the guest, bytes
     uint16_t our_mss  # announced to the guest, bytes
     uint8_t snd_wscale  # shift of the guest's window field
     uint8_t rcv_wscale  # shift of ours
+    uint16_t flags  # TF_*
     uint8_t state  # TcpState
-    uint8_t flags  # TF_*
     uint8_t dupacks
     uint8_t retries  # timeouts in a row
     uint8_t probes  # keep-alives unanswered
@@ -120,10 +138,13 @@ cdef void tcp_connected(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil
 cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil
 cdef void tcp_refused(TcpConn *c, uint32_t length) noexcept nogil
 cdef void tcp_held(TcpConn *c, uint32_t held, TcpActions *a) noexcept nogil
+cdef void tcp_kept(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil
+cdef uint32_t tcp_fetch(TcpConn *c) noexcept nogil
+cdef uint32_t tcp_hole(TcpConn *c, uint32_t *seq) noexcept nogil
+cdef void tcp_repaired(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil
 cdef uint32_t tcp_room(const TcpConn *c) noexcept nogil
 cdef void tcp_sent(TcpConn *c, uint32_t length, uint64_t now) noexcept nogil
 cdef void tcp_blocked(TcpConn *c, uint64_t now) noexcept nogil
 cdef void tcp_host_eof(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil
 cdef void tcp_timeout(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil
 cdef uint16_t tcp_window(TcpConn *c) noexcept nogil
-cdef uint32_t tcp_syn_options(const TcpConn *c, uint8_t *out) noexcept nogil

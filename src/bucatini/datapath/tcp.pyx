@@ -5,10 +5,17 @@ Purpose. Towards the guest this is one end of a TCP connection (RFC 9293); the o
 tells the machine what came of it.
 
 What it does not do. Congestion control and retransmission towards the network belong to the host's kernel; the
-guest's link loses next to nothing, so towards the guest there is a retransmission timer with backoff and fast
-retransmit, both going back to `snd_una`, and no congestion window. Segments out of order are not kept: each is
-answered by a duplicate ACK. Departure: no round-trip estimation, the first timeout is `RTO_NS` (RFC 6298 asks for 1
-s at first).
+guest's link loses next to nothing, so towards the guest there is no congestion window. Departure: no round-trip
+estimation, the first timeout is `RTO_NS` (RFC 6298 asks for 1 s at first).
+
+Loss towards the guest. With selective acknowledgements (RFC 2018, RFC 6675) a hole is sent again when what was sent
+behind it arrived: `DUPACKS` segments of it, or all there is. `sacked` are the ranges that the guest has, `repaired`
+is how far the holes of this pass went out again; when something sent after them arrives and they did not, a new pass
+begins. Without, and after a second timeout, everything from `snd_una` on is sent again.
+
+Loss from the guest. What comes out of order within the window is kept (`kept`, at most `RANGES` ranges) and told to
+the guest in every acknowledgement until the hole is filled. With timestamps, segments from an earlier turn of the
+sequence numbers are known by their age (PAWS, RFC 7323 §5).
 
 Data. Bytes from the host stay in its socket until the guest has acknowledged them: `snd_una` is the head of the
 socket's queue, `snd_nxt - snd_una` the peek offset. Bytes from the guest are accepted (`rcv_nxt` moves) when they
@@ -37,19 +44,18 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from bucatini.datapath.headers cimport TH_ACK, TH_FIN, TH_RST, TH_SYN
+from bucatini.datapath.ranges cimport (
+    ranges_add, ranges_before, ranges_behind, ranges_bytes, ranges_cut, ranges_fits,
+)
+from bucatini.datapath.tcp_options cimport (
+    MSS_DEFAULT, TCP_OPTIONS_MAX, SegmentOptions, tcp_options, tcp_read_options, tcp_read_syn, tcp_syn_options,
+)
 
 cdef enum:
-    MSS_DEFAULT = 536  # RFC 9293 §3.7.1
-    MSS_MIN = 88  # below it a guest only wants us to work
-    SCALE_MAX = 14  # RFC 7323 §2.3
     SYN_RETRIES = 6
     RETRIES = 12
     KEEPALIVE_PROBES = 9
     DUPACKS = 3  # RFC 5681 §3.2
-    OPT_END = 0  # RFC 9293 §3.1
-    OPT_NOP = 1
-    OPT_MSS = 2
-    OPT_SCALE = 3
 
 cdef uint64_t MS = 1000000
 cdef uint64_t RTO_NS = 200 * MS
@@ -57,6 +63,7 @@ cdef uint64_t RTO_MAX_NS = 60000 * MS
 cdef uint64_t SYN_RTO_NS = 1000 * MS  # RFC 6298 §2.1
 cdef uint64_t KEEPALIVE_IDLE_NS = 300000 * MS
 cdef uint64_t KEEPALIVE_NS = 75000 * MS
+cdef uint64_t PAWS_IDLE_NS = 24 * 86400 * 1000 * MS  # RFC 7323 §5.5: older timestamps say nothing
 
 
 cdef inline uint32_t minimum(uint32_t a, uint32_t b) noexcept nogil:
@@ -68,55 +75,6 @@ cdef inline uint64_t backoff(uint64_t first, uint8_t retries) noexcept nogil:
     return value if value < RTO_MAX_NS else RTO_MAX_NS
 
 
-cdef void read_options(TcpConn *c, const uint8_t *p, uint32_t size) noexcept nogil:
-    """Take MSS and window scale from the options of a SYN; a malformed list ends where it is malformed."""
-    cdef uint32_t mss = MSS_DEFAULT
-    cdef uint32_t i = 0
-    cdef uint8_t length
-    c.flags &= ~TF_WINDOW_SCALING
-    c.snd_wscale = 0
-    while i < size:
-        if p[i] == OPT_END:
-            break
-        if p[i] == OPT_NOP:
-            i += 1
-            continue
-        if i + 1 >= size:
-            break
-        length = p[i + 1]
-        if length < 2 or i + length > size:
-            break
-        if p[i] == OPT_MSS and length == 4:
-            mss = (<uint32_t> p[i + 2] << 8) | p[i + 3]
-        elif p[i] == OPT_SCALE and length == 3:
-            c.flags |= TF_WINDOW_SCALING
-            c.snd_wscale = p[i + 2] if p[i + 2] < SCALE_MAX else SCALE_MAX
-        i += length
-    if mss < MSS_MIN:
-        mss = MSS_MIN
-    c.mss = <uint16_t> minimum(mss, c.our_mss)
-    if c.flags & TF_WINDOW_SCALING:
-        c.rcv_wscale = TCP_WSCALE
-    else:
-        c.rcv_wscale = 0
-        c.bound = minimum(c.bound, 65535)
-
-
-cdef uint32_t tcp_syn_options(const TcpConn *c, uint8_t *out) noexcept nogil:
-    """Write the options of our SYN or SYN-ACK; returns their size, a multiple of 4, at most 8."""
-    out[0] = OPT_MSS
-    out[1] = 4
-    out[2] = c.our_mss >> 8
-    out[3] = c.our_mss & 0xFF
-    if c.state != TCP_SYN_SENT and not c.flags & TF_WINDOW_SCALING:
-        return 4
-    out[4] = OPT_NOP
-    out[5] = OPT_SCALE
-    out[6] = 3
-    out[7] = TCP_WSCALE
-    return 8
-
-
 cdef inline void start(TcpConn *c, uint32_t iss, uint16_t our_mss, uint32_t bound, uint64_t now) noexcept nogil:
     memset(c, 0, sizeof(TcpConn))
     c.iss = iss
@@ -125,6 +83,7 @@ cdef inline void start(TcpConn *c, uint32_t iss, uint16_t our_mss, uint32_t boun
     c.snd_max = iss
     c.our_mss = our_mss
     c.mss = MSS_DEFAULT
+    c.recover = iss
     c.bound = bound
     c.last_heard = now
 
@@ -141,7 +100,7 @@ cdef void tcp_from_guest(TcpConn *c, const TcpSegment *s, uint32_t iss, uint16_t
     c.snd_wnd_max = s.window
     c.snd_wl1 = s.seq
     c.snd_wl2 = iss
-    read_options(c, s.options, s.options_length)
+    tcp_read_syn(c, s.options, s.options_length)
 
 
 cdef void tcp_to_guest(TcpConn *c, uint32_t iss, uint16_t our_mss, uint32_t bound, uint64_t now,
@@ -184,7 +143,100 @@ cdef inline void rest(TcpConn *c, uint64_t now) noexcept nogil:
         c.deadline = now + KEEPALIVE_IDLE_NS
 
 
-cdef void take_ack(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil:
+cdef inline uint32_t data_max(const TcpConn *c) noexcept nogil:
+    """The end of the data that was sent, without our FIN."""
+    return c.snd_max - 1 if c.flags & TF_FIN_SENT else c.snd_max
+
+
+cdef inline bint is_lost(const TcpConn *c) noexcept nogil:
+    """Whether enough arrived behind the first hole (RFC 6675 §4, IsLost), or all there is (RFC 5827 §3)."""
+    return c.sacked.count != 0 and (c.dupacks >= DUPACKS or ranges_bytes(&c.sacked) >= DUPACKS * c.mss
+                                    or c.sacked.end[c.sacked.count - 1] == data_max(c))
+
+
+cdef inline void repair(TcpConn *c, TcpActions *a) noexcept nogil:
+    """Begin a pass over the holes."""
+    c.repaired = c.snd_una
+    c.repair_max = data_max(c)
+    a.what |= TA_REPAIR
+
+
+cdef void recovery(TcpConn *c, TcpActions *a) noexcept nogil:
+    """Enter recovery, go on with it, leave it; after every acknowledgement of a guest that sends selective ones."""
+    if c.flags & TF_RECOVERY:
+        if seq_ge(c.snd_una, c.recover):
+            c.flags &= ~TF_RECOVERY
+        elif c.sacked.count and seq_gt(c.sacked.end[c.sacked.count - 1], c.repair_max):
+            repair(c, a)  # what was sent after the holes has arrived, and they have not: lost again
+        else:
+            a.what |= TA_REPAIR
+    if not c.flags & TF_RECOVERY and is_lost(c):
+        c.flags |= TF_RECOVERY
+        c.recover = c.snd_max
+        a.counted |= TC_FAST_RETRANSMIT
+        repair(c, a)
+
+
+cdef void tcp_kept(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil:
+    """What TA_KEEP was about is kept."""
+    if length:
+        ranges_add(&c.kept, seq, seq + length)
+
+
+cdef uint32_t tcp_fetch(TcpConn *c) noexcept nogil:
+    """After TA_FETCH, the payload in front being accepted: returns how many kept bytes follow; they are accepted."""
+    cdef uint32_t length = 0
+    if c.kept.count and seq_le(c.kept.start[0], c.rcv_nxt):
+        if seq_gt(c.kept.end[0], c.rcv_nxt):
+            length = c.kept.end[0] - c.rcv_nxt
+        c.rcv_nxt += length
+        ranges_cut(&c.kept, c.rcv_nxt)
+    if c.flags & TF_FIN_KEPT and seq_ge(c.rcv_nxt, c.fin_at):
+        c.flags &= ~TF_FIN_KEPT
+        if c.rcv_nxt == c.fin_at:
+            take_fin(c)
+    return length
+
+
+cdef inline void take_fin(TcpConn *c) noexcept nogil:
+    """The guest's FIN is the next in sequence."""
+    c.rcv_nxt += 1
+    if seq_lt(c.rcv_adv, c.rcv_nxt):
+        c.rcv_adv = c.rcv_nxt
+    c.flags |= TF_GUEST_FIN
+    c.kept.count = 0  # nothing follows a FIN
+
+
+cdef uint32_t tcp_hole(TcpConn *c, uint32_t *seq) noexcept nogil:
+    """Return the bytes of the next hole to be sent again, from `seq` on; 0: there is none in this pass."""
+    cdef uint32_t start = c.repaired
+    if not c.flags & TF_RECOVERY or c.sacked.count == 0:
+        return 0
+    if seq_lt(start, c.snd_una):
+        start = c.snd_una
+    start = ranges_behind(&c.sacked, start)
+    if seq_ge(start, c.sacked.end[c.sacked.count - 1]):
+        return 0
+    seq[0] = start
+    return ranges_before(&c.sacked, start, data_max(c)) - start
+
+
+cdef void tcp_repaired(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil:
+    """`length` bytes of a hole were sent again."""
+    c.repaired = seq + length
+
+
+cdef void take_blocks(TcpConn *c, const SegmentOptions *o) noexcept nogil:
+    """Note what the guest says it has; what cannot be is passed over (RFC 2018 §4, RFC 2883)."""
+    cdef int i
+    for i in range(o.blocks):
+        if (seq_gt(o.start[i], c.snd_una) and seq_lt(o.start[i], o.end[i])
+                and seq_le(o.end[i], data_max(c))):
+            ranges_add(&c.sacked, o.start[i], o.end[i])
+
+
+cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uint64_t now,
+                   TcpActions *a) noexcept nogil:
     """Process the acknowledgement and window of an acceptable (or nearly: keep-alive) segment."""
     cdef uint32_t acked, seq = s.seq, window = <uint32_t> s.window << c.snd_wscale
     cdef bint moved = False, opened
@@ -202,13 +254,19 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a)
         c.dupacks = 0
         moved = True
         a.what |= TA_PUMP
+        ranges_cut(&c.sacked, c.snd_una)
     elif s.ack == c.snd_una and s.length == 0 and not s.flags & TH_FIN and c.snd_una != c.snd_max \
             and window == c.snd_wnd and window and s.seq == c.rcv_nxt:
         if c.dupacks < 255:
             c.dupacks += 1
-        if c.dupacks == DUPACKS:  # RFC 5681 §3.2
+        if c.dupacks == DUPACKS and not (c.flags & TF_SACK and (o.blocks or c.flags & TF_RECOVERY)):  # RFC 5681 §3.2
             a.counted |= TC_FAST_RETRANSMIT
             rewind(c, a)
+    if c.flags & TF_SACK:
+        if o.blocks:
+            take_blocks(c, o)
+        if c.sacked.count or c.flags & TF_RECOVERY:
+            recovery(c, a)
     # RFC 9293 §3.10.7.4: only a segment not older than the last update moves the window
     if s.length <= 1 and seq == c.rcv_nxt - 1:  # a keep-alive is numbered low and still news (T16)
         seq += 1
@@ -231,6 +289,8 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a)
 
 cdef inline void rewind(TcpConn *c, TcpActions *a) noexcept nogil:
     """Go back to the oldest byte that is not acknowledged."""
+    c.flags &= ~TF_RECOVERY
+    c.sacked.count = 0
     if c.flags & TF_FIN_SENT and c.snd_una == tcp_fin_seq(c):
         a.what |= TA_FIN
     else:
@@ -282,7 +342,7 @@ cdef bint opening(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) 
         c.snd_wnd_max = s.window
         c.snd_wl1 = s.seq
         c.snd_wl2 = s.ack
-        read_options(c, s.options, s.options_length)
+        tcp_read_syn(c, s.options, s.options_length)
         if not s.flags & TH_ACK:  # simultaneous open, RFC 9293 §3.5
             c.state = TCP_SYN_RCVD
             c.snd_wl2 = c.iss
@@ -311,9 +371,22 @@ cdef bint opening(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) 
     return True
 
 
+cdef inline void keep(TcpConn *c, const TcpSegment *s, uint32_t end, TcpActions *a) noexcept nogil:
+    """Of a segment that is too early, what is not there yet (the first piece of it)."""
+    cdef uint32_t start = ranges_behind(&c.kept, s.seq)
+    if seq_gt(end, c.rcv_adv):
+        end = c.rcv_adv
+    if seq_lt(start, end) and ranges_fits(&c.kept, start):
+        a.what |= TA_KEEP
+        a.offset = start - s.seq
+        a.length = ranges_before(&c.kept, start, end) - start
+
+
 cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions *a) noexcept nogil:
     """Process a segment of the guest (RFC 9293 §3.10.7)."""
     cdef uint32_t end, skip, take
+    cdef uint64_t silence = now - c.last_heard
+    cdef SegmentOptions o
     cdef bint fin = (s.flags & TH_FIN) != 0
     a.what = 0
     a.counted = 0
@@ -325,6 +398,15 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
     if c.state != TCP_ESTABLISHED:
         if not opening(c, s, now, a):
             return
+    tcp_read_options(c, s.options, s.options_length, &o)
+    # RFC 7323 §5.3: older than what was there before, and no reset
+    if o.timestamp and not s.flags & TH_RST:
+        if <int> (o.value - c.ts_recent) < 0 and silence < PAWS_IDLE_NS:
+            a.what |= TA_ACK
+            a.counted |= TC_PAWS
+            return
+        if seq_le(s.seq, c.ack_sent):  # RFC 7323 §4.3
+            c.ts_recent = o.value
     # First: sequence number, reset, SYN
     if s.flags & TH_RST:
         if s.seq == c.rcv_nxt:
@@ -353,7 +435,7 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
         a.what |= TA_ACK
         a.counted |= TC_DUPLICATE
         return
-    take_ack(c, s, now, a)
+    take_ack(c, s, &o, now, a)
     end = s.seq + s.length
     if s.length or fin:
         if c.flags & TF_GUEST_FIN:
@@ -363,6 +445,10 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
         elif seq_gt(s.seq, c.rcv_nxt):
             a.what |= TA_ACK
             a.counted |= TC_OUT_OF_ORDER
+            keep(c, s, end, a)
+            if fin and seq_le(end, c.rcv_adv):
+                c.flags |= TF_FIN_KEPT
+                c.fin_at = end
         else:
             skip = c.rcv_nxt - s.seq
             if skip > s.length or (skip == s.length and not fin):
@@ -378,14 +464,14 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
                     a.offset = skip
                     a.length = take
                     c.rcv_nxt += take
+                    if (c.kept.count and seq_le(c.kept.start[0], c.rcv_nxt)
+                            or c.flags & TF_FIN_KEPT and c.rcv_nxt == c.fin_at):
+                        a.what |= TA_FETCH
                 if skip + take < s.length:
                     a.what |= TA_ACK  # beyond the window: say where it ends
                 elif fin:
-                    c.rcv_nxt += 1
-                    if seq_lt(c.rcv_adv, c.rcv_nxt):
-                        c.rcv_adv = c.rcv_nxt
-                    c.flags |= TF_GUEST_FIN
-                    a.what |= TA_ACK_BATCH
+                    take_fin(c)
+                    a.what = (a.what | TA_ACK_BATCH) & ~TA_FETCH
     elif s.seq == c.rcv_nxt - 1:  # keep-alive without data
         a.what |= TA_ACK | TA_KEEPALIVE
     if a.what & TA_KEEPALIVE:
@@ -433,6 +519,7 @@ cdef uint16_t tcp_window(TcpConn *c) noexcept nogil:
     if field > 65535:
         field = 65535
     c.rcv_adv = c.rcv_nxt + (field << c.rcv_wscale)
+    c.ack_sent = c.rcv_nxt
     return <uint16_t> field
 
 
@@ -508,7 +595,12 @@ cdef void tcp_timeout(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
         c.deadline = now + backoff(RTO_NS, c.retries)
         c.dupacks = 0
         a.counted |= TC_RETRANSMIT
-        rewind(c, a)
+        if c.retries == 1 and c.sacked.count:
+            c.flags |= TF_RECOVERY
+            c.recover = c.snd_max
+            repair(c, a)
+        else:
+            rewind(c, a)
         return
     if c.snd_una != c.snd_max or c.flags & TF_PENDING:
         # Zero window: an empty segment just left of the window, answered by an ACK that says what it is now. A guest
@@ -544,7 +636,8 @@ _ACTIONS = (
     (TA_ACK, "ack"), (TA_ACK_BATCH, "ack_batch"), (TA_RST, "rst"), (TA_SYN, "syn"), (TA_SYNACK, "synack"),
     (TA_FIN, "fin"), (TA_PROBE, "probe"), (TA_ACCEPT, "accept"), (TA_DISCARD, "discard"), (TA_REWIND, "rewind"),
     (TA_PUMP, "pump"), (TA_SHUTDOWN, "shutdown"), (TA_CLOSE, "close"), (TA_ABORT, "abort"),
-    (TA_KEEPALIVE, "keepalive"), (TA_NEW, "new"), (TA_RST_REPLY, "rst_reply"),
+    (TA_KEEPALIVE, "keepalive"), (TA_NEW, "new"), (TA_RST_REPLY, "rst_reply"), (TA_KEEP, "keep"), (TA_FETCH, "fetch"),
+    (TA_REPAIR, "repair"),
 )
 
 
@@ -625,11 +718,35 @@ cdef class Machine:
         """The window field of the next segment."""
         return tcp_window(&self.c)
 
-    def options(self):
+    def syn_options(self, now=0):
         """The options of our SYN or SYN-ACK."""
-        cdef uint8_t[8] out
-        cdef uint32_t size = tcp_syn_options(&self.c, out)
+        cdef uint8_t[TCP_OPTIONS_MAX] out
+        cdef uint32_t size = tcp_syn_options(&self.c, now, out)
         return bytes(out[:size])
+
+    def options(self, *, bint blocks=True, now=0):
+        """The options of a segment; `blocks`: with what was kept."""
+        cdef uint8_t[TCP_OPTIONS_MAX] out
+        cdef uint32_t size = tcp_options(&self.c, blocks, now, out)
+        return bytes(out[:size])
+
+    def kept(self, uint32_t seq, uint32_t length):
+        """What "keep" was about is kept."""
+        tcp_kept(&self.c, seq, length)
+
+    def fetch(self):
+        """Bytes that follow what is accepted, out of what was kept."""
+        return tcp_fetch(&self.c)
+
+    def hole(self):
+        """Start and length of the next hole to be sent again, None: there is none."""
+        cdef uint32_t seq = 0
+        cdef uint32_t length = tcp_hole(&self.c, &seq)
+        return (seq, length) if length else None
+
+    def repaired(self, uint32_t seq, uint32_t length):
+        """So much of a hole was sent."""
+        tcp_repaired(&self.c, seq, length)
 
     def accepted(self):
         """Offset and length of the payload that the last segment's "accept" is about."""

@@ -25,7 +25,7 @@ from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED,
     C_TCP_DATA_AFTER_FIN, C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST,
-    C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW, C_TCP_OVERFLOW_EXHAUSTED, C_TCP_RESET_BY_GUEST,
+    C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW, C_TCP_OVERFLOW_EXHAUSTED, C_TCP_PAWS, C_TCP_RESET_BY_GUEST,
     C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT, C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
 )
 from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_find, flow_new
@@ -35,7 +35,8 @@ from bucatini.datapath.headers cimport (
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
 from bucatini.datapath.overflow cimport (
-    CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_free, overflow_init,
+    CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_free, overflow_init,
+    overflow_keep,
 )
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
@@ -48,13 +49,15 @@ from bucatini.datapath.syscalls cimport (
     socklen_t,
 )
 from bucatini.datapath.tcp cimport (
-    TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FIN, TA_KEEPALIVE, TA_NEW, TA_PROBE,
-    TA_PUMP, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TCP_CLOSED, TCP_ESTABLISHED,
-    TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER, TC_PROBE,
-    TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF, TcpActions, TcpConn, TcpSegment,
-    tcp_blocked, tcp_connected, tcp_fin_seq, tcp_from_guest, tcp_held, tcp_host_eof, tcp_refused, tcp_room,
-    tcp_segment, tcp_sent, tcp_syn_options, tcp_timeout, tcp_to_guest, tcp_window,
+    TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE,
+    TA_NEW, TA_PROBE, TA_PUMP, TA_REPAIR, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK,
+    TCP_CLOSED, TCP_ESTABLISHED, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE,
+    TC_OUT_OF_ORDER, TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF,
+    TF_TIMESTAMPS, TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fetch, tcp_fin_seq,
+    tcp_from_guest, tcp_held, tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment,
+    tcp_sent, tcp_timeout, tcp_to_guest, tcp_window,
 )
+from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE, tcp_options, tcp_syn_options
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound
 from bucatini.datapath.worker cimport (
@@ -108,6 +111,7 @@ cdef struct Entry:  # a flow in the batch
     uint32_t owed  # bytes accepted in this batch
     uint32_t segments  # that carried them
     bint rewind
+    bint repair
     bint pump
     bint ack
 
@@ -151,12 +155,15 @@ cdef void tcp_free(Worker *w) noexcept nogil:
 
 
 cdef void emit(Worker *w, Flow *flow, uint32_t seq, uint8_t flags) noexcept nogil:
-    """Send a segment without payload; it acknowledges what is owed."""
+    """Send a segment without payload; it acknowledges what is owed, and tells what is kept."""
     cdef Link *link = w.link
+    cdef uint8_t *out = link.reserve(link)
+    cdef uint8_t[TCP_OPTIONS_MAX] options
     cdef vnet_hdr vnet
     cdef TcpConn *c = &flow.u.tcp.conn
-    cdef uint32_t length = build_tcp(w, link.reserve(link), &flow.key, seq, c.rcv_nxt, tcp_window(c), flags, 0, c.mss,
-                                     &vnet)
+    cdef uint32_t size = tcp_options(c, True, w.now, options)
+    cdef uint32_t length = build_tcp(w, out, &flow.key, seq, c.rcv_nxt, tcp_window(c), flags, size, 0, c.mss, &vnet)
+    memcpy(out + length - size, options, size)
     flow.u.tcp.late = 0
     link.commit(link, length, &vnet)
 
@@ -165,18 +172,18 @@ cdef void emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil:
     """Send our SYN or SYN-ACK: window unscaled, options behind the header (RFC 7323 §2.2)."""
     cdef Link *link = w.link
     cdef uint8_t *out = link.reserve(link)
-    cdef uint8_t[8] options
+    cdef uint8_t[TCP_OPTIONS_MAX] options
     cdef vnet_hdr vnet
     cdef TcpConn *c = &flow.u.tcp.conn
-    cdef uint32_t size = tcp_syn_options(c, options)
+    cdef uint32_t size = tcp_syn_options(c, w.now, options)
     cdef uint32_t window = c.bound if c.bound < 65535 else 65535
-    cdef uint32_t offset = build_tcp(w, out, &flow.key, c.iss, c.rcv_nxt if flags & TH_ACK else 0, <uint16_t> window,
-                                     flags, size, 65535, &vnet)
-    (<tcp_hdr *> (out + offset - TCP_HLEN)).offset = ((TCP_HLEN + size) // 4) << 4
-    memcpy(out + offset, options, size)
+    cdef uint32_t length = build_tcp(w, out, &flow.key, c.iss, c.rcv_nxt if flags & TH_ACK else 0, <uint16_t> window,
+                                     flags, size, 0, 65535, &vnet)
+    memcpy(out + length - size, options, size)
     if flags & TH_ACK:
         c.rcv_adv = c.rcv_nxt + window
-    link.commit(link, offset + size, &vnet)
+        c.ack_sent = c.rcv_nxt
+    link.commit(link, length, &vnet)
 
 
 cdef void emit_reset(Worker *w, Flow *flow) noexcept nogil:
@@ -197,10 +204,10 @@ cdef void answer_reset(Worker *w, const FrameRef *ref) noexcept nogil:
     worker_key(&key, ref)
     count(w, C_TCP_RST_SENT)
     if ref.flags & TH_ACK:
-        length = build_tcp(w, link.reserve(link), &key, ref.ack, 0, 0, TH_RST, 0, 536, &vnet)
+        length = build_tcp(w, link.reserve(link), &key, ref.ack, 0, 0, TH_RST, 0, 0, 536, &vnet)
     else:
         ack = ref.seq + ref.payload_length + (1 if ref.flags & TH_SYN else 0) + (1 if ref.flags & TH_FIN else 0)
-        length = build_tcp(w, link.reserve(link), &key, 0, ack, 0, TH_RST | TH_ACK, 0, 536, &vnet)
+        length = build_tcp(w, link.reserve(link), &key, 0, ack, 0, TH_RST | TH_ACK, 0, 0, 536, &vnet)
     link.commit(link, length, &vnet)
 
 
@@ -255,14 +262,16 @@ cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
         count(w, C_TCP_RESET_BY_GUEST)
     if counted & TC_TIMED_OUT:
         count(w, C_TCP_TIMED_OUT)
+    if counted & TC_PAWS:
+        count(w, C_TCP_PAWS)
 
 
 # Host to guest
 
 
-cdef inline void peek_from(Flow *flow) noexcept nogil:
-    """Make the next read start behind what is in flight. A short answer is sent in one read and never needs it."""
-    cdef int value = <int> (flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una)
+cdef inline void peek_from(Flow *flow, uint32_t seq) noexcept nogil:
+    """Make the next read start at `seq`. A short answer is sent in one read and never needs it."""
+    cdef int value = <int> (seq - flow.u.tcp.conn.snd_una)
     flow.u.tcp.peeking = 1
     setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value))
 
@@ -274,14 +283,17 @@ cdef inline bint is_end(Flow *flow, uint32_t n) noexcept nogil:
             and <uint32_t> queued == flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una + n)
 
 
-cdef inline ssize_t peek(Worker *w, Flow *flow, uint8_t *out, uint32_t size) noexcept nogil:
-    """Receive what follows the bytes in flight, leaving it in the socket; as recv(2)."""
-    cdef uint32_t skip = flow.u.tcp.conn.snd_nxt - flow.u.tcp.conn.snd_una
+cdef inline ssize_t peek(Worker *w, Flow *flow, uint32_t seq, uint8_t *out, uint32_t size) noexcept nogil:
+    """Receive what is numbered `seq` and on, leaving it in the socket; as recv(2).
+
+    With SO_PEEK_OFF on, the socket's offset is where `seq` is: it moves on with every read.
+    """
+    cdef uint32_t skip = seq - flow.u.tcp.conn.snd_una
     cdef iovec[2] iov
     cdef msghdr message
     cdef ssize_t n
     if w.settings.peek_off and skip and not flow.u.tcp.peeking:
-        peek_from(flow)
+        peek_from(flow, seq)
     if skip == 0 or flow.u.tcp.peeking:
         return recv(flow.fd, out, size, MSG_PEEK | MSG_DONTWAIT)
     # Without SO_PEEK_OFF everything in flight is read again first
@@ -309,6 +321,58 @@ cdef extern from *:
     void errno_set_again() noexcept nogil
 
 
+cdef inline uint32_t headers_of(Flow *flow) noexcept nogil:
+    """Bytes in front of the payload."""
+    return (ETH_HLEN + TCP_HLEN + (IPV4_HLEN if addr_is_v4(&flow.key.guest) else IPV6_HLEN)
+            + (TCP_TIMESTAMPS_SIZE if flow.u.tcp.conn.flags & TF_TIMESTAMPS else 0))
+
+
+cdef inline uint32_t largest(Worker *w, Flow *flow) noexcept nogil:
+    """Bytes of payload that a frame to the guest takes."""
+    cdef uint32_t mss = flow.u.tcp.conn.mss
+    if w.link.features & LINK_TSO:
+        return ((IP_LEN_MAX + ETH_HLEN - headers_of(flow)) // mss) * mss
+    return mss
+
+
+cdef inline void build_data(Worker *w, Flow *flow, uint8_t *out, uint32_t seq, uint8_t flags, uint32_t length,
+                            vnet_hdr *vnet) noexcept nogil:
+    """Write the headers of a segment with payload."""
+    cdef TcpConn *c = &flow.u.tcp.conn
+    cdef uint8_t[TCP_OPTIONS_MAX] options
+    cdef uint32_t size = tcp_options(c, False, w.now, options)
+    cdef uint32_t offset = build_tcp(w, out, &flow.key, seq, c.rcv_nxt, tcp_window(c), flags, size, length, c.mss, vnet)
+    memcpy(out + offset - size, options, size)
+
+
+cdef void repair(Worker *w, Flow *flow) noexcept nogil:
+    """Send holes again, as many as the share of this turn allows; the next acknowledgement goes on with it."""
+    cdef Link *link = w.link
+    cdef TcpFlow *t = &flow.u.tcp
+    cdef uint32_t headers = headers_of(flow), limit = largest(w, flow), seq = 0, length, last = t.conn.snd_nxt
+    cdef vnet_hdr vnet
+    cdef uint8_t *out
+    cdef ssize_t n
+    cdef int _i
+    for _i in range(SHARE):
+        length = tcp_hole(&t.conn, &seq)
+        if length == 0:
+            break
+        out = link.reserve(link)
+        if t.peeking and seq != last:
+            peek_from(flow, seq)
+        n = peek(w, flow, seq, out + headers, length if length < limit else limit)
+        if n <= 0:
+            break
+        last = seq + <uint32_t> n
+        build_data(w, flow, out, seq, TH_ACK, <uint32_t> n, &vnet)
+        tcp_repaired(&t.conn, seq, <uint32_t> n)
+        count(w, C_TCP_RETRANSMIT)
+        link.commit(link, headers + <uint32_t> n, &vnet)
+    if t.peeking:
+        peek_from(flow, t.conn.snd_nxt)
+
+
 cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
     """Send the host's data as far as the guest's window and the share of this turn go.
 
@@ -319,14 +383,11 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
     cdef TcpConn *c = &t.conn
     cdef TcpActions a
     cdef vnet_hdr vnet
-    cdef uint32_t headers = ETH_HLEN + TCP_HLEN + (IPV4_HLEN if addr_is_v4(&flow.key.guest) else IPV6_HLEN)
-    cdef uint32_t limit = c.mss, room, share = SHARE
+    cdef uint32_t headers = headers_of(flow), limit = largest(w, flow), room, share = SHARE
     cdef uint8_t *out
     cdef uint8_t flags
     cdef ssize_t n
     cdef bint sent = False
-    if link.features & LINK_TSO:
-        limit = ((IP_LEN_MAX + ETH_HLEN - headers) // c.mss) * c.mss
     while t.readable:
         room = tcp_room(c)
         if room > limit:
@@ -342,12 +403,12 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
                 worker_continue(w, flow)
             break
         out = link.reserve(link)
-        n = peek(w, flow, out + headers, room)
+        n = peek(w, flow, c.snd_nxt, out + headers, room)
         if n > 0:
             flags = TH_ACK | TH_PSH if n < room else TH_ACK
             if n < room and t.hangup and not t.broken and is_end(flow, <uint32_t> n):
                 flags |= TH_FIN  # one frame fewer for every short answer
-            build_tcp(w, out, &flow.key, c.snd_nxt, c.rcv_nxt, tcp_window(c), flags, <uint32_t> n, c.mss, &vnet)
+            build_data(w, flow, out, c.snd_nxt, flags, <uint32_t> n, &vnet)
             tcp_sent(c, <uint32_t> n, w.now)
             t.late = 0
             if t.mistrusted:
@@ -395,6 +456,7 @@ cdef Entry *entry_of(Worker *w, Flow *flow) noexcept nogil:
     e.owed = 0
     e.segments = 0
     e.rewind = False
+    e.repair = False
     e.pump = False
     e.ack = False
     return e
@@ -442,6 +504,19 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
     e.count = 0
     e.bytes = 0
     return 0
+
+
+cdef int fetch(Worker *w, Entry *e) noexcept nogil:
+    """A hole is filled: hand over its payload, then what was kept behind it. 0, or -errno of a socket done for."""
+    cdef Flow *flow = e.flow
+    cdef TcpConn *c = &flow.u.tcp.conn
+    cdef uint32_t start, length
+    if e.count and deliver(w, e) < 0:
+        return -1
+    start = c.rcv_nxt
+    length = tcp_fetch(c)
+    overflow_fetch(chunks(w), &flow.u.tcp, start, start + length)
+    return overflow_drain(chunks(w), flow)
 
 
 cdef bint acknowledge_later(Worker *w, Entry *e) noexcept nogil:
@@ -526,9 +601,12 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
         e.discard = 0
     if e.rewind:
         if t.peeking:
-            peek_from(flow)
+            peek_from(flow, t.conn.snd_nxt)
         t.readable = 1
         e.rewind = False
+    if e.repair:
+        e.repair = False
+        repair(w, flow)
     e.ack = False
     if e.pump:
         e.pump = False
@@ -622,7 +700,7 @@ cdef void refuse(Worker *w, const FlowKey *key, const TcpSegment *s, const Frame
     if error == ECONNREFUSED or error == ECONNRESET or error == EMFILE or error == ENFILE or error == ENOMEM \
             or error == ENOBUFS or error == EAGAIN:
         count(w, C_TCP_RST_SENT)
-        length = build_tcp(w, link.reserve(link), key, 0, s.seq + 1, 0, TH_RST | TH_ACK, 0, 536, &vnet)
+        length = build_tcp(w, link.reserve(link), key, 0, s.seq + 1, 0, TH_RST | TH_ACK, 0, 0, 536, &vnet)
         link.commit(link, length, &vnet)
         return
     memset(&quoted, 0, sizeof(quoted))
@@ -729,10 +807,18 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         if ref.frame == NULL and deliver(w, e) < 0:  # put together from fragments: its buffer is used again
             reset_by_host(w, flow)
             return
+    if a.what & TA_KEEP:
+        tcp_kept(c, s.seq + a.offset, overflow_keep(chunks(w), &flow.u.tcp, s.seq + a.offset, ref.payload + a.offset,
+                                                    a.length))
+    if a.what & TA_FETCH and fetch(w, e) < 0:
+        reset_by_host(w, flow)
+        return
     if a.what & TA_DISCARD:
         e.discard += a.discard
     if a.what & TA_REWIND:
         e.rewind = True
+    if a.what & TA_REPAIR:
+        e.repair = True
     if a.what & TA_PUMP:
         e.pump = True
     if a.what & TA_ACK_BATCH:
@@ -836,11 +922,13 @@ cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
             emit(w, flow, t.conn.snd_una - 1, TH_ACK)
         if a.what & TA_REWIND:
             if t.peeking:
-                peek_from(flow)
+                peek_from(flow, t.conn.snd_nxt)
             t.readable = 1
             pump(w, flow)
             if flow.fd < 0:
                 return
+        if a.what & TA_REPAIR:
+            repair(w, flow)
     if t.conn.deadline:
         timer_arm(w.timers, w.flows, flow, t.conn.deadline)
 

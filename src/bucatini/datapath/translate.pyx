@@ -16,8 +16,8 @@ from libc.string cimport memcpy, memset
 
 from bucatini.datapath.counters cimport C_DROP_IP_ADDRESS
 from bucatini.datapath.headers cimport (
-    addr_equal, addr_from_v4, addr_is_broadcast, addr_is_linklocal6, addr_is_loopback, addr_is_multicast,
-    addr_is_unspecified, addr_is_v4, htonl,
+    PROTO_UDP, addr_equal, addr_from_v4, addr_is_broadcast, addr_is_linklocal6, addr_is_loopback,
+    addr_is_multicast, addr_is_unspecified, addr_is_v4, htonl,
 )
 from bucatini.datapath.worker cimport Family
 
@@ -43,8 +43,8 @@ cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, u
     cdef bint v4 = addr_is_v4(remote)
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef bint dns = port == DNS or port == DNS_OVER_TLS
-    if not family.enabled or addr_is_unspecified(remote) or addr_is_loopback(remote) or addr_is_multicast(remote) \
-            or addr_is_broadcast(remote):
+    if not family.enabled or addr_is_unspecified(remote) or addr_is_loopback(remote) or addr_is_broadcast(remote) \
+            or (addr_is_multicast(remote) and protocol != PROTO_UDP):
         return -C_DROP_IP_ADDRESS
     memcpy(&out.address, remote, sizeof(addr_t))
     memset(&out.source, 0, sizeof(addr_t))

@@ -4,8 +4,8 @@ Purpose. A flow is the guest's address and port and the other end's. The guest's
 connected to the other end; what comes back on it goes to the guest. A datagram on a forward opens a flow likewise,
 with a socket bound to the address and port that were asked (U4).
 
-What it does not do. Multicast and broadcast are dropped (`drop_multicast`): an answer could come from anywhere, and
-a connected socket would not take it. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel
+What it does not do. Broadcast is dropped (`drop_multicast`). A datagram to a multicast group leaves the host (U13);
+an answer from one of its members would come from an address that the connected socket does not take. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel
 takes them.
 
 Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little
@@ -23,6 +23,9 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
+Limits. When there is no descriptor or flow left, the flow that has been idle longest goes, if it had its answer or a
+second of silence (`make_room`); the list by age is put right then, not with every datagram. Else the new one is refused.
+
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
 """
@@ -35,9 +38,9 @@ from bucatini.datapath.build cimport (
 )
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
-    C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_FLOWS,
+    C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_EVICTED, C_UDP_FLOWS,
 )
-from bucatini.datapath.flow cimport FLOW_UDP, FlowKey, UdpFlow, flow_find, flow_new
+from bucatini.datapath.flow cimport FLOW_NONE, FLOW_UDP, FlowKey, UdpFlow, flow_find, flow_new
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
     addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
@@ -61,7 +64,7 @@ from bucatini.datapath.worker cimport (
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP
+    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP, EMFILE, ENFILE
 
 
 cdef extern from *:
@@ -92,6 +95,7 @@ cdef uint64_t SECOND = 1000000000
 cdef uint64_t IDLE_NS = 30 * SECOND
 cdef uint64_t STREAM_NS = 180 * SECOND
 cdef uint64_t DNS_NS = 10 * SECOND
+cdef uint64_t SILENT_NS = SECOND  # a flow may go for another one
 
 cdef struct Run:  # datagrams of one flow on their way to its socket
     Flow *flow
@@ -110,6 +114,8 @@ cdef struct Udp:
     uint8_t control[SLOTS * CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
+    uint32_t oldest  # flows by age, FLOW_NONE: none
+    uint32_t newest
     uint16_t held[2 * 65536]  # our sockets bound to a port, IPv4 then IPv6
     uint8_t *slots
 
@@ -125,6 +131,8 @@ cdef int udp_init(Worker *w) noexcept nogil:
         return -ENOMEM
     w.udp = memory + SLOTS * SLOT
     udp(w).slots = memory
+    udp(w).oldest = FLOW_NONE
+    udp(w).newest = FLOW_NONE
     return 0
 
 
@@ -346,6 +354,71 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         add_to_run(w, flow, ref)
 
 
+# Flows by age
+
+
+cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
+    cdef UdpFlow *u = &flow.u.udp
+    if not u.listed:
+        return
+    u.listed = 0
+    if u.older == FLOW_NONE:
+        udp(w).oldest = u.newer
+    else:
+        w.flows.flows[u.older].u.udp.newer = u.newer
+    if u.newer == FLOW_NONE:
+        udp(w).newest = u.older
+    else:
+        w.flows.flows[u.newer].u.udp.older = u.older
+
+
+cdef void list_as_newest(Worker *w, Flow *flow) noexcept nogil:
+    cdef UdpFlow *u = &flow.u.udp
+    u.listed = 1
+    u.newer = FLOW_NONE
+    u.older = udp(w).newest
+    if u.older == FLOW_NONE:
+        udp(w).oldest = flow.index
+    else:
+        w.flows.flows[u.older].u.udp.newer = flow.index
+    udp(w).newest = flow.index
+
+
+cdef inline void opened(Worker *w, Flow *flow) noexcept nogil:
+    count(w, C_UDP_FLOWS)
+    flow.u.udp.last = w.now
+    list_as_newest(w, flow)
+
+
+cdef bint make_room(Worker *w) noexcept nogil:
+    """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
+    cdef Flow *flow
+    cdef UdpFlow *u
+    cdef int _i
+    for _i in range(64):
+        if udp(w).oldest == FLOW_NONE:
+            return False
+        flow = &w.flows.flows[udp(w).oldest]
+        u = &flow.u.udp
+        if not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
+            count(w, C_UDP_EVICTED)
+            close_flow(w, flow)
+            return True
+        unlist(w, flow)
+        list_as_newest(w, flow)
+    return False
+
+
+cdef Flow *new_flow(Worker *w, const FlowKey *key) noexcept nogil:
+    """A new flow, NULL: refused (counted)."""
+    cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
+    if flow == NULL and make_room(w):
+        flow = flow_new(w.flows, key, FLOW_UDP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+    return flow
+
+
 # Sockets
 
 
@@ -355,6 +428,8 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and make_room(w):
+        fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno
     setsockopt(fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
@@ -400,7 +475,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
     cdef socklen_t size
     cdef Flow *flow
     cdef int verdict, error
-    if addr_is_multicast(&ref.dst) or addr_is_broadcast(&ref.dst):
+    if addr_is_broadcast(&ref.dst):
         count(w, C_DROP_MULTICAST)
         return NULL
     verdict = translate_outbound(w, PROTO_UDP, &ref.dst, ref.dport, &target)
@@ -408,9 +483,8 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         count(w, -verdict)
         return NULL
     worker_key(&key, ref)
-    flow = flow_new(w.flows, &key, FLOW_UDP)
+    flow = new_flow(w, &key)
     if flow == NULL:
-        count(w, C_FLOW_REFUSED)
         return NULL
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
@@ -429,8 +503,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
         close_flow(w, flow)
         return NULL
-    count(w, C_UDP_FLOWS)
-    flow.u.udp.last = w.now
+    opened(w, flow)
     if flow.u.udp.bound_port:
         take_early(w, flow, NULL, 0)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
@@ -444,6 +517,7 @@ cdef void close_flow(Worker *w, Flow *flow) noexcept nogil:
 
 cdef void udp_close(Worker *w, Flow *flow) noexcept nogil:
     cdef UdpFlow *u = &flow.u.udp
+    unlist(w, flow)
     if u.batch:
         udp(w).runs[u.batch - 1].flow = NULL
         u.batch = 0
@@ -664,9 +738,8 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
     cdef sockaddr_any sa
     cdef socklen_t size
     cdef int one = 1
-    cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
+    cdef Flow *flow = new_flow(w, key)
     if flow == NULL:
-        count(w, C_FLOW_REFUSED)
         return NULL
     memcpy(&flow.target, peer, sizeof(addr_t))
     flow.target_port = port
@@ -679,8 +752,7 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
         if bind(flow.fd, &sa.sa, size) == 0:
             size = sockaddr_fill(&sa, peer, port, scope_id)
             if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
-                count(w, C_UDP_FLOWS)
-                flow.u.udp.last = w.now
+                opened(w, flow)
                 timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
                 return flow
     else:

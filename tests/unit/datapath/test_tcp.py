@@ -36,6 +36,10 @@ class Trace:
             now=self.now,
         )
 
+    def keep(self, seq: int, length: int) -> None:
+        """What came out of order found room."""
+        self.machine.kept(self.irs + 1 + seq & 0xFFFFFFFF, length)
+
     def field(self, name: str) -> int:
         return self.machine.state()[name]
 
@@ -66,7 +70,7 @@ def established(**kwargs: object) -> Trace:
 def test_the_syn_is_answered_only_when_the_host_is_connected() -> None:
     t = opened_by_guest()
     assert t.machine.connected() == {"synack"}
-    assert t.machine.options() == bytes([2, 4, 0xFF, 0xC8, 1, 3, 3, 7])
+    assert t.machine.syn_options() == bytes([2, 4, 0xFF, 0xC8, 1, 3, 3, 7])
 
 
 def test_T03_a_repeated_syn_while_connecting_is_ignored() -> None:
@@ -137,7 +141,8 @@ def test_data_with_the_last_segment_of_the_handshake_is_accepted() -> None:
         (bytes([2, 0, 0, 0]), 536, False),  # length 0 must not loop
         (bytes([1, 1, 1]), 536, False),
         (bytes([0, 2, 4, 5, 0xB4]), 536, False),  # behind the end
-        (bytes([8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 5, 0xB4]), 1460, False),  # unknown one skipped
+        (bytes([8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 5, 0xB4]), 1448, False),  # timestamps take their part
+        (bytes([253, 10, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 5, 0xB4]), 1460, False),  # unknown one skipped
     ],
 )
 def test_options_of_the_syn(options: bytes, mss: int, scaling: bool) -> None:
@@ -145,7 +150,7 @@ def test_options_of_the_syn(options: bytes, mss: int, scaling: bool) -> None:
     t.machine.connected()
     assert t.field("mss") == mss
     assert bool(t.field("flags") & 0x10) == scaling
-    assert len(t.machine.options()) == (8 if scaling else 4)
+    assert len(t.machine.syn_options()) == 4 + (4 if scaling else 0) + (12 if 8 in options[:1] else 0)
 
 
 def test_a_window_scale_beyond_14_is_taken_as_14() -> None:
@@ -169,8 +174,10 @@ def opened_by_host() -> Trace:
     return t
 
 
-def test_a_connection_of_the_host_is_offered_with_window_scaling() -> None:
-    assert opened_by_host().machine.options() == OPTIONS
+def test_a_connection_of_the_host_is_offered_with_all_options() -> None:
+    t = opened_by_host()
+    timestamps = bytes([1, 1, 8, 10]) + (OURS + 7).to_bytes(4, "big") + bytes(4)
+    assert t.machine.syn_options(7 << 20) == OPTIONS + bytes([1, 1, 4, 2]) + timestamps
 
 
 def test_the_guests_syn_ack_establishes() -> None:
@@ -219,10 +226,11 @@ def test_data_in_sequence_is_accepted_and_acknowledged_with_the_batch() -> None:
 
 def test_T24_data_out_of_order_is_answered_by_a_duplicate_acknowledgement() -> None:
     t = established()
-    for _ in range(3):
-        assert t.guest(ACK, 1000, 0, length=1000) == {"ack"}
+    for _ in range(3):  # it found no room
+        assert t.guest(ACK, 1000, 0, length=1000) == {"ack", "keep"}
     assert t.rcv_nxt() == 0
     assert t.guest(ACK, 0, 0, length=1000) == {"accept", "ack_batch"}
+    assert t.rcv_nxt() == 1000
 
 
 def test_repeated_data_is_acknowledged_and_not_accepted() -> None:
@@ -462,11 +470,30 @@ def test_the_host_shuts_its_side_and_goes_on_receiving() -> None:
 
 def test_T09_a_fin_beyond_a_gap_is_ignored_until_the_gap_is_filled() -> None:
     t = established()
-    assert t.guest(ACK | FIN, 1000, 0, length=500) == {"ack"}
+    assert t.guest(ACK | FIN, 1000, 0, length=500) == {"ack", "keep"}
+    t.keep(1000, 500)
     assert t.machine.held(0) == set()
+    assert t.guest(ACK, 0, 0, length=1000) == {"accept", "ack_batch", "fetch"}
+    assert t.machine.fetch() == 500
+    assert t.rcv_nxt() == 1501
+    assert t.machine.held(0) == {"shutdown"}
+
+
+def test_T09_a_fin_beyond_a_gap_whose_data_found_no_room_waits_for_it() -> None:
+    t = established()
+    assert t.guest(ACK | FIN, 1000, 0, length=500) == {"ack", "keep"}
     assert t.guest(ACK, 0, 0, length=1000) == {"accept", "ack_batch"}
     assert t.machine.held(0) == set()
     assert t.guest(ACK | FIN, 1000, 0, length=500) == {"accept", "ack_batch"}
+    assert t.machine.held(0) == {"shutdown"}
+
+
+def test_a_lone_fin_beyond_a_gap_is_taken_when_the_gap_is_filled() -> None:
+    t = established()
+    assert t.guest(ACK | FIN, 1000, 0) == {"ack"}
+    assert t.guest(ACK, 0, 0, length=1000) == {"accept", "ack_batch", "fetch"}
+    assert t.machine.fetch() == 0
+    assert t.rcv_nxt() == 1001
     assert t.machine.held(0) == {"shutdown"}
 
 
