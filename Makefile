@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
 
-.PHONY: build run test lint unit system bench micro asan coverage man clean help packages
+.PHONY: build run test lint unit system bench micro soak cases asan coverage man clean help packages
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -78,6 +78,12 @@ OUT ?= $(if $(CELLS)$(SYSTEMS),build/bench.json,docs/performance.json)
 bench: build packages ## Bucatini beside the peers of $$PEERS or PATH: docs/performance.{json,md,svg}; root, takes minutes
 	$(VENV)/bin/bucatini bench --full --json $(OUT) $(if $(PEERS),--peers $(PEERS)) $(if $(CELLS),--cells $(CELLS)) \
 	    $(if $(SYSTEMS),--systems $(SYSTEMS)) $(if $(RUNS),--runs $(RUNS)) $(if $(BASE),--base $(BASE))
+
+soak: build packages ## 100,000 connections over a link that makes faults, every byte checked (FLOWS=, SEED=)
+	BUCATINI_SOAK_FLOWS=$(or $(FLOWS),100000) BUCATINI_SOAK_SEED=$(or $(SEED),1) $(PYTEST) tests/system/test_soak.py
+
+cases: build packages ## docs/cases.md: which tests there are for each known case, and how they end; root
+	$(PYTEST) --cases=docs/cases.md tests
 
 micro: build ## micro-benchmarks of the packet path's pieces (pyperf); OPTIONS="-o file.json" keeps the result
 	$(PY) -m bucatini.bench.micro $(OPTIONS)

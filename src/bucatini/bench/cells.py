@@ -318,7 +318,9 @@ def short_exchanges() -> list[Cell]:
     everybody = ("veth", "loopback", *TRANSLATORS)
     found = [
         Cell("tcp-forward-in", "TCP to a forwarded port, client → namespace", where, STREAM, iperf_forwarded(), FEW),
-        Cell("tcp-forward-out", "TCP to a forwarded port, namespace → client", where, STREAM, iperf_forwarded("-R"), FEW),
+        Cell(
+            "tcp-forward-out", "TCP to a forwarded port, namespace → client", where, STREAM, iperf_forwarded("-R"), FEW,
+        ),
         Cell(
             "tcp-pingpong", "TCP round trips of 1 byte", where, ROUND_TRIPS, ask("tcp-pingpong", "echo", 7001),
             systems=everybody, quick=True,
@@ -339,7 +341,10 @@ def short_exchanges() -> list[Cell]:
             "crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002),
             systems=everybody, quick=True,
         ),
-        Cell("crr-ipv6", "TCP connect-request-response, IPv6", where, RATE, ask("crr", "requests", 7002, host=SERVER6), FEW),
+        Cell(
+            "crr-ipv6", "TCP connect-request-response, IPv6", where, RATE,
+            ask("crr", "requests", 7002, host=SERVER6), FEW,
+        ),
         Cell("crr-forward", "TCP connect-request-response to a forwarded port", where, RATE, ask_forwarded, FEW),
         Cell("dns", "DNS queries, a socket each, by the forwarder", where, RATE, ask_resolver, FEW),
     ]  # fmt: skip

@@ -59,6 +59,8 @@ def render() -> str:
     """Return the script."""
     kinds: dict[str, list[str]] = {"FILES": [], "INTERFACES": [], "NONE": [], "PORTS": [], "VALUED": [], "NAMES": []}
     for option in OPTIONS:
+        if option.hidden:
+            continue
         names = [f"--{option.long}", *([f"-{option.short}"] if option.short else [])]
         kinds["NAMES"] += names
         if not option.metavar:

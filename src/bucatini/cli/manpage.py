@@ -165,7 +165,7 @@ def render() -> str:
     parts = [HEAD.format(version=_literal(__version__))]
     for title, options in GROUPS:
         parts.append(f'.SS "{title}"\n')
-        parts += [entry(option) for option in options if option.modes & PASTA]
+        parts += [entry(option) for option in options if option.modes & PASTA and not option.hidden]
     return "".join(parts) + TAIL
 
 

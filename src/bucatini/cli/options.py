@@ -49,6 +49,7 @@ class Option(NamedTuple):
     repeat: int = ONCE
     modes: int = BOTH
     not_yet: str = ""  # what is missing where the value asks for something
+    hidden: bool = False  # for our own debugging: neither --help nor the man page shows it
 
 
 class Parsed(NamedTuple):
@@ -107,6 +108,23 @@ def _number(low: int, high: int) -> Take:
         values[dest] = int(text)
 
     return take
+
+
+FAULTS = ("loss", "duplicate", "reorder", "corrupt", "truncate", "late", "seed")
+
+
+def _fault(values: Values, dest: str, name: str, text: str) -> None:
+    found = []
+    for item in text.split(","):
+        fault, _, number = item.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if fault not in FAULTS or value < 0 or (value > 1 and fault != "seed"):
+            raise bad(name, text, "not NAME=NUMBER,... with a NAME of " + " ".join(FAULTS))
+        found.append((fault, value))
+    values[dest] = tuple(found)
 
 
 def _mtu(values: Values, dest: str, name: str, text: str) -> None:
@@ -293,6 +311,9 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "log-size", "", "BYTES", "most the log file may hold (default 1 MiB)", _number(4096, 1 << 40),
                 "log_size",
                 "When it is full the oldest entries are cut.",
+            ),
+            Option(
+                "fault", "", "NAME=NUMBER,...", "do to frames what a bad link does", _fault, "fault", hidden=True,
             ),
             Option(
                 "pcap", "p", "FILE", "capture the frames of the namespace's side", _path, "pcap",

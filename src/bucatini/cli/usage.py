@@ -27,7 +27,7 @@ def usage() -> str:
     lines = [SYNOPSIS]
     for title, options in GROUPS:
         lines.append(f"{title}:")
-        lines += [line(option) for option in options if option.modes & PASTA]
+        lines += [line(option) for option in options if option.modes & PASTA and not option.hidden]
         lines.append("")
     lines.append("SPEC: none, all, or [ADDRESS][%INTERFACE]/PORTS; see pasta(1).")
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ know it natively, a stream link completes checksums and segments itself. Buffers
 frames are valid until the next `receive`. Capture, tracing and fault injection are links that wrap another (`inner`).
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from bucatini.datapath.counters cimport Counters
 from bucatini.datapath.headers cimport vnet_hdr
@@ -44,5 +44,6 @@ cdef struct Link:
     commit_fn commit
     send_fn send
     Link *inner  # the wrapped link, or NULL
+    uint64_t wake_at  # ns, when `receive` wants to be called although nothing came; 0: never
     Counters *counters  # frames and bytes both ways, and what is lost towards the guest, count here
     void *state  # the link's own

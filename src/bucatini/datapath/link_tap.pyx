@@ -112,6 +112,7 @@ cdef int tap_open(Link *link, int fd, uint32_t features, Counters *counters) noe
     link.commit = tap_commit
     link.send = tap_send
     link.inner = NULL
+    link.wake_at = 0
     link.counters = counters
     link.state = state
     return 0

@@ -16,6 +16,7 @@ from bucatini.datapath.capture cimport capture_close, capture_open, trace_open
 from bucatini.datapath.counters cimport (
     C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
 )
+from bucatini.datapath.fault cimport FAULTS, fault_close, fault_open
 from bucatini.datapath.flow cimport (
     FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_TCP, FLOW_UDP, Flow, FlowTable, flow_table_free, flow_table_init,
 )
@@ -59,7 +60,7 @@ cdef enum:
     PROTO_TCP = 6
     ROUNDS = 8  # batches taken from the link in one turn
     BULK = 32768  # bytes of a batch that speak for a transfer
-    LINKS = 3  # the guest's, and at most two that wrap it
+    LINKS = 4  # the guest's, and at most three that wrap it
 
 FEATURE_TSO = LINK_TSO
 FEATURE_USO = LINK_USO
@@ -105,6 +106,7 @@ cdef class DataPath:
     cdef Link links[LINKS]
     cdef int depth
     cdef bint stopped
+    cdef bint faulty  # links[1] makes faults
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
@@ -149,7 +151,9 @@ cdef class DataPath:
             close(self.w.epoll)
             close(self.w.spare_fd)
         for i in range(self.depth - 1, 0, -1):
-            if self.links[i].state != NULL:
+            if self.faulty and i == 1:
+                fault_close(&self.links[i])
+            elif self.links[i].state != NULL:
                 capture_close(&self.links[i])
         if self.depth:
             tap_close(&self.links[0])
@@ -221,6 +225,24 @@ cdef class DataPath:
         self.depth = 1
         self.w.link = &self.links[0]
         self._register(fd, <uint64_t> REF_LINK << 56)
+
+    def make_faults(self, dict chances, *, double late=0.002, uint64_t seed=1):
+        """Lose, repeat, delay, corrupt and cut frames from now on; the first of the links that wrap the tap.
+
+        Args:
+            chances: "loss", "duplicate", "reorder", "corrupt", "truncate" -> probability of a frame.
+            late: how long a frame that is overtaken waits, seconds.
+        """
+        cdef uint32_t[FAULTS] of
+        cdef int i, error
+        for i, name in enumerate(("loss", "duplicate", "reorder", "corrupt", "truncate")):
+            of[i] = <uint32_t> min(<double> chances.get(name, 0.0) * 4294967296.0, 4294967295.0)
+        error = fault_open(&self.links[self.depth], self.w.link, of, <uint64_t> (late * 1e9), seed)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        self.w.link = &self.links[self.depth]
+        self.faulty = True
+        self.depth += 1
 
     def capture(self, int fd):
         """Write every frame from now on to `fd`, in pcap format."""
@@ -342,7 +364,7 @@ cdef class DataPath:
                         udp_listener(w, &w.listeners[index])
                 else:
                     self._python(index)
-            if link_ready:
+            if link_ready or (self.faulty and self.links[1].wake_at and w.now >= self.links[1].wake_at):
                 self._frames()
                 if self.failed:
                     return
@@ -368,7 +390,8 @@ cdef class DataPath:
         cdef int wait = timer_wait_ms(self.w.timers, self.w.now)
         if self.w.ready_head != FLOW_NONE:
             return 0
-        return self._sooner(self._sooner(wait, self.slow_at), self.w.acknowledge_at)
+        wait = self._sooner(self._sooner(wait, self.slow_at), self.w.acknowledge_at)
+        return self._sooner(wait, self.links[1].wake_at) if self.faulty else wait
 
     cdef inline int _sooner(self, int wait, uint64_t at) noexcept nogil:
         """The earlier of a time to wait, ms (-1: for ever), and a time, ns (0: none)."""

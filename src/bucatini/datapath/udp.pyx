@@ -5,8 +5,8 @@ connected to the other end; what comes back on it goes to the guest. A datagram 
 with a socket bound to the address and port that were asked (U4).
 
 What it does not do. Broadcast is dropped (`drop_multicast`). A datagram to a multicast group leaves the host (U13);
-an answer from one of its members would come from an address that the connected socket does not take. Datagrams larger than the guest's MTU are sent in one frame: a tap's kernel
-takes them.
+an answer from one of its members would come from an address that the connected socket does not take. Datagrams
+larger than the guest's MTU are sent in one frame: a tap's kernel takes them.
 
 Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little
 apart, so that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our
@@ -24,7 +24,8 @@ Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an 
 the last datagram was and waits again or closes.
 
 Limits. When there is no descriptor or flow left, the flow that has been idle longest goes, if it had its answer or a
-second of silence (`make_room`); the list by age is put right then, not with every datagram. Else the new one is refused.
+second of silence (`make_room`); the list by age is put right then, not with every datagram. Else the new one is
+refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
@@ -64,7 +65,8 @@ from bucatini.datapath.worker cimport (
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EOPNOTSUPP, EMFILE, ENFILE
+    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMFILE, EMSGSIZE, ENFILE, ENOBUFS
+    int ENOMEM, EOPNOTSUPP
 
 
 cdef extern from *:

@@ -24,6 +24,7 @@ class Settings(NamedTuple):
     runas: str | None = None  # UID, UID:GID, LOGIN or LOGIN:GROUP
     pid_file: str | None = None
     pcap: str | None = None  # path
+    fault: tuple[tuple[str, float], ...] = ()  # what to do to frames, for debugging: (name, chance), "late", "seed"
     conf_path: str | None = None  # control socket, later
     chroot_fallback: bool = False
 

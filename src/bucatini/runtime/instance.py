@@ -142,6 +142,9 @@ def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: 
     if guest.mac != bytes(6):
         path.guest_mac(guest.mac)
     path.open_tap(guest.tap, (FEATURE_TSO if guest.tso else 0) | (FEATURE_USO if guest.uso else 0))
+    if settings.fault:
+        faults = dict(settings.fault)
+        path.make_faults(faults, late=faults.pop("late", 0.002), seed=int(faults.pop("seed", 1)))
     if capture >= 0:
         path.capture(capture)
     if show is not None:
