@@ -160,7 +160,7 @@ async def client(address: str, port: int, flows: int, seed: int, along: int) -> 
             begin = time.monotonic()
             try:
                 said = await asyncio.wait_for(flow(address, port, number * 10), PATIENCE)
-            except (OSError, ValueError, asyncio.TimeoutError) as error:
+            except (TimeoutError, OSError, ValueError) as error:
                 said = repr(error)
             if said:
                 wrong.append(f"flow {number * 10}: {said}")

@@ -1,7 +1,7 @@
 """Many flows at once over a link that loses, repeats, overtakes, corrupts and cuts frames: every byte is checked.
 
-`make soak` runs 100,000 flows. BUCATINI_SOAK_FLOWS and BUCATINI_SOAK_SEED set their number and what they do; the seed is
-in the message of a failure and brings the same flows and the same faults back.
+`make soak` runs 100,000 flows. BUCATINI_SOAK_FLOWS and BUCATINI_SOAK_SEED set their number and what they do; the seed
+is in the message of a failure and brings the same flows and the same faults back.
 """
 
 import json
@@ -38,9 +38,7 @@ def counters(output: list[str]) -> dict[str, int]:
 @pytest.mark.timeout(120 + FLOWS // 15)
 @pytest.mark.parametrize(("outside", "inside"), [(SERVER4, HOST4), (SERVER6, HOST6)], ids=["IPv4", "IPv6"])
 def test_every_byte_of_every_flow_arrives_or_its_end_is_told(pasta: Pasta, outside: str, inside: str) -> None:
-    guest = pasta.guest(
-        "--config-net", "-t", str(PORT), "-d", "--stats", "1", "--fault", f"{FAULTS},seed={SEED}"
-    )
+    guest = pasta.guest("--config-net", "-t", str(PORT), "-d", "--stats", "1", "--fault", f"{FAULTS},seed={SEED}")
     any_ = ANY[6 if ":" in outside else 4]
     python = [pasta.installation.python, "-I", "-S", "-c", ENDS]
     server_side, guest_side = pasta.topology.server, guest

@@ -44,7 +44,7 @@ from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP,
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC,
     PROT_READ, PROT_WRITE, SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, accept4, bind, close, connect,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_CLOSE, TCP_INFO, TCP_NODELAY, accept4, bind, close, connect,
     getsockopt, iovec, linger, mmap, msghdr, munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket,
     socklen_t,
 )
@@ -945,6 +945,13 @@ cdef void reject(int fd) noexcept nogil:
     close(fd)
 
 
+cdef bint is_over(Flow *flow) noexcept nogil:
+    """Whether the host's connection has ended both ways: only the guest's goes on."""
+    cdef uint8_t state = 0  # the first field of struct tcp_info
+    cdef socklen_t size = sizeof(state)
+    return getsockopt(flow.fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 and state == TCP_CLOSE
+
+
 cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_any *sa) noexcept nogil:
     """A connection accepted on a forward: SYN to the guest."""
     cdef addr_t peer
@@ -956,7 +963,16 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     key.rport = sockaddr_read(sa, &peer)
     key.gport = listener.to
     key.protocol = PROTO_TCP
-    if translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0 or flow_find(w.flows, &key) != NULL:
+    if translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow = flow_find(w.flows, &key)
+    if flow != NULL and is_over(flow):
+        # T25: the peer uses its port again while the guest has not seen the end of the last connection
+        emit_reset(w, flow)
+        forget(w, flow)
+    elif flow != NULL:
         count(w, C_FLOW_REFUSED)
         reject(fd)
         return
