@@ -139,8 +139,8 @@ def page(document: dict[str, Any], chart_file: str) -> str:
             "long paths, 1 where connections are held, at least 9 for starts), least and most in brackets. A cell "
             f"whose values spread over more than {method['disturbed_beyond'] * 100:.0f} % of their median was measured "
             f"for as many rounds again, all of which count. The whole took {method['seconds'] / 60:.0f} minutes. veth "
-            "is no translation at all: the limit. Ratios are ours to the best peer's, and to veth; where less is better "
-            "(s/GB, µs, bytes, ms), below 1 is better."
+            "is no translation at all: the limit. Ratios are ours to the best peer's, and to veth; where less is "
+            "better (s/GB, µs, bytes, ms), below 1 is better."
         ),
         "",
         f"![chart]({chart_file})",

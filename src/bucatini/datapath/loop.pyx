@@ -32,9 +32,9 @@ from bucatini.datapath.syscalls cimport (
     CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime, close, epoll_create1,
     epoll_ctl, epoll_event, epoll_wait, timespec,
 )
+from bucatini.datapath.tcp_forward cimport tcp_listener
 from bucatini.datapath.tcp_io cimport (
-    tcp_acknowledge, tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_listener,
-    tcp_timer,
+    tcp_acknowledge, tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_timer,
 )
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (

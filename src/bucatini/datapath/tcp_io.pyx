@@ -23,12 +23,12 @@ from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
 from bucatini.datapath.counters cimport (
-    C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED,
-    C_TCP_DATA_AFTER_FIN, C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST,
-    C_TCP_OPENED_HOST, C_TCP_OUT_OF_ORDER, C_TCP_OVERFLOW, C_TCP_OVERFLOW_EXHAUSTED, C_TCP_PAWS, C_TCP_RESET_BY_GUEST,
-    C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT, C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
+    C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED, C_TCP_DATA_AFTER_FIN,
+    C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST, C_TCP_OUT_OF_ORDER,
+    C_TCP_OVERFLOW, C_TCP_OVERFLOW_EXHAUSTED, C_TCP_PAWS, C_TCP_RESET_BY_GUEST, C_TCP_RESET_BY_HOST, C_TCP_RETRANSMIT,
+    C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
 )
-from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_find, flow_new
+from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_new
 from bucatini.datapath.headers cimport (
     ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
     addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
@@ -39,27 +39,26 @@ from bucatini.datapath.overflow cimport (
     overflow_keep,
 )
 from bucatini.datapath.siphash cimport siphash24
-from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP,
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC,
-    PROT_READ, PROT_WRITE, SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_CLOSE, TCP_INFO, TCP_NODELAY, accept4, bind, close, connect,
-    getsockopt, iovec, linger, mmap, msghdr, munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket,
-    socklen_t,
+    AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP, MAP_ANONYMOUS,
+    MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ, PROT_WRITE,
+    SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, connect, getsockopt, iovec, linger, mmap, msghdr, munmap, recv,
+    recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t,
 )
 from bucatini.datapath.tcp cimport (
-    TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE,
-    TA_NEW, TA_PROBE, TA_PUMP, TA_REPAIR, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK,
-    TCP_CLOSED, TCP_ESTABLISHED, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE,
-    TC_OUT_OF_ORDER, TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF,
-    TF_TIMESTAMPS, TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fetch, tcp_fin_seq,
-    tcp_from_guest, tcp_held, tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment,
-    tcp_sent, tcp_timeout, tcp_to_guest, tcp_window,
+    TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE, TA_NEW,
+    TA_PROBE, TA_PUMP, TA_REPAIR, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TCP_CLOSED,
+    TCP_ESTABLISHED, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER,
+    TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF, TF_TIMESTAMPS,
+    TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fetch, tcp_fin_seq, tcp_from_guest, tcp_held,
+    tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment, tcp_sent, tcp_timeout,
+    tcp_window,
 )
 from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE, tcp_options, tcp_syn_options
 from bucatini.datapath.timers cimport timer_arm
-from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound
+from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
     Family, count, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
 )
@@ -68,10 +67,6 @@ from bucatini.datapath.worker cimport (
 cdef extern from "<errno.h>" nogil:
     int errno, EAGAIN, EINPROGRESS, EINTR, ECONNABORTED, ECONNREFUSED, ECONNRESET, EMFILE, ENFILE, ENOBUFS, ENOMEM
     int ETIMEDOUT
-
-
-cdef extern from "<unistd.h>" nogil:
-    int dup(int fd)
 
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -95,7 +90,6 @@ cdef enum:
     BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
     BOUND_MIN = 65536
     SHARE = 16  # frames to the guest in one turn of a flow
-    ACCEPTS = 16  # connections taken from a listener in one turn
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
     LATE_NS = 10000000  # by this much at most
@@ -168,7 +162,7 @@ cdef void emit(Worker *w, Flow *flow, uint32_t seq, uint8_t flags) noexcept nogi
     link.commit(link, length, &vnet)
 
 
-cdef void emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil:
+cdef void tcp_emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil:
     """Send our SYN or SYN-ACK: window unscaled, options behind the header (RFC 7323 §2.2)."""
     cdef Link *link = w.link
     cdef uint8_t *out = link.reserve(link)
@@ -186,7 +180,7 @@ cdef void emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil:
     link.commit(link, length, &vnet)
 
 
-cdef void emit_reset(Worker *w, Flow *flow) noexcept nogil:
+cdef void tcp_emit_reset(Worker *w, Flow *flow) noexcept nogil:
     """Send RST for a flow (T23: with ACK, but for a connection the guest never answered)."""
     cdef TcpConn *c = &flow.u.tcp.conn
     count(w, C_TCP_RST_SENT)
@@ -214,7 +208,7 @@ cdef void answer_reset(Worker *w, const FrameRef *ref) noexcept nogil:
 # The end of a flow
 
 
-cdef void forget(Worker *w, Flow *flow) noexcept nogil:
+cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
     cdef uint32_t entry = flow.u.tcp.batch
     if entry:
         batch(w).entries[entry - 1].flow = NULL
@@ -223,21 +217,21 @@ cdef void forget(Worker *w, Flow *flow) noexcept nogil:
     worker_drop_flow(w, flow)
 
 
-cdef void abort_host(Worker *w, Flow *flow) noexcept nogil:
+cdef void tcp_abort_host(Worker *w, Flow *flow) noexcept nogil:
     """Reset the host's end (T5) and forget the flow."""
     cdef linger now
     now.l_onoff = 1
     now.l_linger = 0
     if flow.fd >= 0:
         setsockopt(flow.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
-    forget(w, flow)
+    tcp_forget(w, flow)
 
 
 cdef void reset_by_host(Worker *w, Flow *flow) noexcept nogil:
     """The host's end is gone: so is the guest's."""
     count(w, C_TCP_RESET_BY_HOST)
-    emit_reset(w, flow)
-    forget(w, flow)
+    tcp_emit_reset(w, flow)
+    tcp_forget(w, flow)
 
 
 cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
@@ -580,7 +574,7 @@ cdef void settle(Worker *w, Flow *flow, bint ack) noexcept nogil:
     if ack or a.what & TA_ACK:
         emit(w, flow, t.conn.snd_max, TH_ACK)
     if a.what & TA_CLOSE:
-        forget(w, flow)
+        tcp_forget(w, flow)
     elif t.conn.deadline:
         timer_arm(w.timers, w.flows, flow, t.conn.deadline)
 
@@ -672,12 +666,12 @@ cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
     return fd
 
 
-cdef inline uint32_t initial_number(Worker *w, const FlowKey *key) noexcept nogil:
+cdef uint32_t tcp_initial_number(Worker *w, const FlowKey *key) noexcept nogil:
     """RFC 6528 §3: a keyed hash of the connection plus a clock of about 4 microseconds."""
     return <uint32_t> siphash24(&w.isn_key, <const uint64_t *> key, 5) + <uint32_t> (w.now >> 12)
 
 
-cdef inline uint32_t bound_now(Worker *w) noexcept nogil:
+cdef uint32_t tcp_bound_now(Worker *w) noexcept nogil:
     """The overflow a new flow may count on: less when the pool runs short."""
     cdef uint64_t share = <uint64_t> chunks(w).available * CHUNK // 64
     if share >= BOUND:
@@ -685,7 +679,7 @@ cdef inline uint32_t bound_now(Worker *w) noexcept nogil:
     return <uint32_t> share if share > BOUND_MIN else BOUND_MIN
 
 
-cdef inline uint16_t our_mss(Worker *w, const FlowKey *key) noexcept nogil:
+cdef uint16_t tcp_our_mss(Worker *w, const FlowKey *key) noexcept nogil:
     return w.settings.mtu - TCP_HLEN - (IPV4_HLEN if addr_is_v4(&key.guest) else IPV6_HLEN)
 
 
@@ -739,7 +733,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
     flow.fd = fd
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
-    tcp_from_guest(&flow.u.tcp.conn, s, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now)
+    tcp_from_guest(&flow.u.tcp.conn, s, tcp_initial_number(w, &key), tcp_our_mss(w, &key), tcp_bound_now(w), w.now)
     if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
@@ -779,17 +773,17 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     if a.what == 0:
         return
     if a.what & TA_NEW:
-        abort_host(w, flow)
+        tcp_abort_host(w, flow)
         open_from_guest(w, ref, &s)
         return
     if a.what & TA_ABORT:
-        abort_host(w, flow)
+        tcp_abort_host(w, flow)
         return
     if a.what & TA_RST_REPLY:
         answer_reset(w, ref)
         return
     if a.what & TA_SYNACK:
-        emit_syn(w, flow, TH_SYN | TH_ACK)
+        tcp_emit_syn(w, flow, TH_SYN | TH_ACK)
     if a.what & TA_KEEPALIVE:
         setsockopt(flow.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))  # T17
     e = entry_of(w, flow)
@@ -850,13 +844,13 @@ cdef void connected(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
             s.seq = t.conn.irs
             s.window = <uint16_t> t.conn.snd_wnd
             refuse(w, &flow.key, &s, NULL, error)
-            forget(w, flow)
+            tcp_forget(w, flow)
             return
     elif not events & EPOLLOUT:
         return
     t.connected = 1
     tcp_connected(&t.conn, w.now, &a)
-    emit_syn(w, flow, TH_SYN | TH_ACK)
+    tcp_emit_syn(w, flow, TH_SYN | TH_ACK)
     timer_arm(w.timers, w.flows, flow, t.conn.deadline)
 
 
@@ -908,14 +902,14 @@ cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
         tcp_timeout(&t.conn, w.now, &a)
         count_all(w, a.counted)
         if a.what & TA_RST:
-            emit_reset(w, flow)
+            tcp_emit_reset(w, flow)
         if a.what & TA_ABORT:
-            abort_host(w, flow)
+            tcp_abort_host(w, flow)
             return
         if a.what & TA_SYN:
-            emit_syn(w, flow, TH_SYN)
+            tcp_emit_syn(w, flow, TH_SYN)
         if a.what & TA_SYNACK:
-            emit_syn(w, flow, TH_SYN | TH_ACK)
+            tcp_emit_syn(w, flow, TH_SYN | TH_ACK)
         if a.what & TA_FIN:
             emit(w, flow, tcp_fin_seq(&t.conn), TH_FIN | TH_ACK)
         if a.what & TA_PROBE:
@@ -931,89 +925,3 @@ cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil:
             repair(w, flow)
     if t.conn.deadline:
         timer_arm(w.timers, w.flows, flow, t.conn.deadline)
-
-
-# Host to guest: forwards
-
-
-cdef void reject(int fd) noexcept nogil:
-    """Reset a connection that cannot be served."""
-    cdef linger now
-    now.l_onoff = 1
-    now.l_linger = 0
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
-    close(fd)
-
-
-cdef bint is_over(Flow *flow) noexcept nogil:
-    """Whether the host's connection has ended both ways: only the guest's goes on."""
-    cdef uint8_t state = 0  # the first field of struct tcp_info
-    cdef socklen_t size = sizeof(state)
-    return getsockopt(flow.fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 and state == TCP_CLOSE
-
-
-cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_any *sa) noexcept nogil:
-    """A connection accepted on a forward: SYN to the guest."""
-    cdef addr_t peer
-    cdef FlowKey key
-    cdef Flow *flow
-    cdef TcpActions a
-    cdef int one = 1
-    memset(&key, 0, sizeof(key))
-    key.rport = sockaddr_read(sa, &peer)
-    key.gport = listener.to
-    key.protocol = PROTO_TCP
-    if translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0:
-        count(w, C_FLOW_REFUSED)
-        reject(fd)
-        return
-    flow = flow_find(w.flows, &key)
-    if flow != NULL and is_over(flow):
-        # T25: the peer uses its port again while the guest has not seen the end of the last connection
-        emit_reset(w, flow)
-        forget(w, flow)
-    elif flow != NULL:
-        count(w, C_FLOW_REFUSED)
-        reject(fd)
-        return
-    flow = flow_new(w.flows, &key, FLOW_TCP)
-    if flow == NULL:
-        count(w, C_FLOW_REFUSED)
-        reject(fd)
-        return
-    flow.fd = fd
-    flow.from_host = 1
-    memcpy(&flow.target, &peer, sizeof(addr_t))
-    flow.target_port = key.rport
-    flow.u.tcp.connected = 1
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    tcp_to_guest(&flow.u.tcp.conn, initial_number(w, &key), our_mss(w, &key), bound_now(w), w.now, &a)
-    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
-        count(w, C_FLOW_REFUSED)
-        abort_host(w, flow)
-        return
-    count(w, C_TCP_OPENED_HOST)
-    emit_syn(w, flow, TH_SYN)
-    timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
-
-
-cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
-    cdef int _i
-    cdef sockaddr_any sa
-    cdef socklen_t size
-    cdef int fd
-    for _i in range(ACCEPTS):
-        size = sizeof(sa)
-        fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd >= 0:
-            open_from_host(w, listener, fd, &sa)
-        elif errno == EMFILE or errno == ENFILE:
-            # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
-            count(w, C_FLOW_REFUSED)
-            close(w.spare_fd)
-            fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
-            if fd >= 0:
-                reject(fd)
-            w.spare_fd = dup(w.epoll)
-        elif errno != EINTR and errno != ECONNABORTED:
-            return

@@ -1,0 +1,120 @@
+"""Connections of the host's side: accepted on a forward, offered to the guest by a SYN.
+
+What cannot be served is reset at once: the peer's connect() has succeeded, its first read says what came of it.
+Descriptors that have run out must not keep a listener ready: the spare one is given up for a moment to take the
+connection and reset it.
+"""
+
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy, memset
+
+from bucatini.datapath.counters cimport C_FLOW_REFUSED, C_TCP_OPENED_HOST
+from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, flow_find, flow_new
+from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
+from bucatini.datapath.syscalls cimport (
+    EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE,
+    TCP_INFO, TCP_NODELAY, accept4, close, getsockopt, linger, setsockopt, socklen_t,
+)
+from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
+from bucatini.datapath.tcp_io cimport (
+    tcp_abort_host, tcp_bound_now, tcp_emit_reset, tcp_emit_syn, tcp_forget, tcp_initial_number, tcp_our_mss,
+)
+from bucatini.datapath.timers cimport timer_arm
+from bucatini.datapath.translate cimport translate_inbound
+from bucatini.datapath.worker cimport count, worker_watch
+
+
+cdef extern from "<errno.h>" nogil:
+    int errno, ECONNABORTED, EINTR, EMFILE, ENFILE
+
+
+cdef extern from "<unistd.h>" nogil:
+    int dup(int fd)
+
+
+cdef enum:
+    ACCEPTS = 16  # connections taken from a listener in one turn
+
+
+cdef void reject(int fd) noexcept nogil:
+    """Reset a connection that cannot be served."""
+    cdef linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+    close(fd)
+
+
+cdef bint is_over(Flow *flow) noexcept nogil:
+    """Whether the host's connection has ended both ways: only the guest's goes on."""
+    cdef uint8_t state = 0  # the first field of struct tcp_info
+    cdef socklen_t size = sizeof(state)
+    return getsockopt(flow.fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 and state == TCP_CLOSE
+
+
+cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_any *sa) noexcept nogil:
+    """A connection accepted on a forward: SYN to the guest."""
+    cdef addr_t peer
+    cdef FlowKey key
+    cdef Flow *flow
+    cdef TcpActions a
+    cdef int one = 1
+    memset(&key, 0, sizeof(key))
+    key.rport = sockaddr_read(sa, &peer)
+    key.gport = listener.to
+    key.protocol = PROTO_TCP
+    if translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow = flow_find(w.flows, &key)
+    if flow != NULL and is_over(flow):
+        # T25: the peer uses its port again while the guest has not seen the end of the last connection
+        tcp_emit_reset(w, flow)
+        tcp_forget(w, flow)
+    elif flow != NULL:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+        return
+    flow.fd = fd
+    flow.from_host = 1
+    memcpy(&flow.target, &peer, sizeof(addr_t))
+    flow.target_port = key.rport
+    flow.u.tcp.connected = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    tcp_to_guest(&flow.u.tcp.conn, tcp_initial_number(w, &key), tcp_our_mss(w, &key), tcp_bound_now(w), w.now, &a)
+    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
+        count(w, C_FLOW_REFUSED)
+        tcp_abort_host(w, flow)
+        return
+    count(w, C_TCP_OPENED_HOST)
+    tcp_emit_syn(w, flow, TH_SYN)
+    timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
+
+
+cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
+    cdef int _i
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef int fd
+    for _i in range(ACCEPTS):
+        size = sizeof(sa)
+        fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            open_from_host(w, listener, fd, &sa)
+        elif errno == EMFILE or errno == ENFILE:
+            # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
+            count(w, C_FLOW_REFUSED)
+            close(w.spare_fd)
+            fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
+            if fd >= 0:
+                reject(fd)
+            w.spare_fd = dup(w.epoll)
+        elif errno != EINTR and errno != ECONNABORTED:
+            return
