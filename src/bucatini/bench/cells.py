@@ -170,8 +170,7 @@ def iperf_forwarded(*options: str) -> Callable[[System], dict[str, float]]:
     def run(system: System) -> dict[str, float]:
         before = system.cpu()
         with Server(system, ["iperf3", "-s", "-1", "--forceflush", "-p", "7010"], END_CPU, inside=True):
-            port = str(system.outer_port(7010))
-            command = ["iperf3", "-J", "-c", system.inbound, "-p", port, "-t", "1", *options]
+            command = ["iperf3", "-J", "-c", system.inbound, "-p", "7010", "-t", "1", *options]
             return throughput(run_outside(system.topology, command, END_CPU), system, before)
 
     return run
@@ -201,9 +200,7 @@ def ask_resolver(system: System) -> dict[str, float]:
 def ask_forwarded(system: System) -> dict[str, float]:
     """Connections to a server in the guest, by way of a forwarded port of the host."""
     with Server(system, traffic("requests", "0.0.0.0", 7011), TRANSLATOR_CPU, inside=True):
-        return answered(
-            run_outside(system.topology, traffic("crr", system.inbound, system.outer_port(7011)), TRANSLATOR_CPU)
-        )
+        return answered(run_outside(system.topology, traffic("crr", system.inbound, 7011), TRANSLATOR_CPU))
 
 
 def answered(text: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ COLOURS = {
     "veth": "#bbbbbb", "loopback": "#dddddd", OURS: "#c8452d", "pasta": "#3b6ea5", "slirp4netns": "#6a9a3f"
 }  # fmt: skip
 BAR, GAP, LABEL, WIDTH = 13, 14, 400, 980
+NOISE = 0.03  # of a median: less is no difference
 COLUMN = 118  # characters of a line of text
 
 # Why we are behind both peers, where that was looked into: cell -> what was measured
@@ -49,12 +50,12 @@ def cell_id(result: dict[str, Any]) -> str:
 
 
 def behind(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cells in which we are behind the best peer."""
+    """The cells in which we are behind the best peer by more than noise."""
     for result in document["results"]:
         ours, best = medians(result).get(OURS), best_peer(result)
         if result["metric"] or best is None:
             continue
-        if ours is None or (ours < best if result["higher_is_better"] else ours > best):
+        if ours is None or (ours < best * (1 - NOISE) if result["higher_is_better"] else ours > best * (1 + NOISE)):
             yield result
 
 

@@ -23,7 +23,7 @@ from bucatini.bench.topology import Topology
 
 SCHEMA = 1
 DISTURBED = 0.5  # (most - least) / median
-REPEATS = 2  # times that rounds are added at most
+REPEATS = 1  # times that rounds are added at most
 START_ROUNDS = 9  # at least, of a cell of milliseconds
 
 
@@ -79,25 +79,30 @@ class Run:
                 self._environment(environment, cells)
 
     def _environment(self, environment: Environment, cells: Sequence[Cell]) -> None:
-        topology = Topology(environment.delay)
+        names = list(dict.fromkeys(name for cell in cells for name in self._names(cell)))
+        topologies: dict[str, Topology] = {}
         connected: dict[str, System] = {}
         broken: dict[str, str] = {}
         try:
-            if environment.key != "start":
-                for name in {name: None for cell in cells for name in self._names(cell)}:
-                    try:
-                        connected[name] = System(name, self.programs[name], topology, environment.mtu)
-                    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                        broken[name] = f"did not connect: {error}"
+            for name in names:
+                topologies[name] = Topology(environment.delay)
+                if environment.key == "start":
+                    continue
+                try:
+                    connected[name] = System(name, self.programs[name], topologies[name], environment.mtu)
+                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                    broken[name] = f"did not connect: {error}"
             for cell in cells:
-                self._cell(cell, connected, dict(broken), topology)
+                self._cell(cell, connected, dict(broken), topologies)
             for name, system in connected.items():
                 if name not in NATIVE:
                     self._record_use(environment, system)
         finally:
             for system in connected.values():
                 system.stop()
-            topology.close()
+            # The last one made is the first to go: each puts back what it found
+            for topology in reversed(topologies.values()):
+                topology.close()
 
     def _record_use(self, environment: Environment, system: System) -> None:
         self.use.append(
@@ -110,7 +115,9 @@ class Run:
             }
         )
 
-    def _cell(self, cell: Cell, connected: dict[str, System], failures: dict[str, str], topology: Topology) -> None:
+    def _cell(
+        self, cell: Cell, connected: dict[str, System], failures: dict[str, str], topologies: dict[str, Topology]
+    ) -> None:
         values: dict[str, dict[str, list[float]]] = {metric.key: {} for metric in cell.metrics}
         names = [name for name in self._names(cell) if name not in failures]
         rounds = planned = self._rounds(cell)
@@ -120,7 +127,7 @@ class Run:
                 self.progress.step(cell, number, rounds, name)
                 try:
                     if cell.environment == "start":
-                        found = {"": systems.startup(name, str(self.programs[name]), topology)}
+                        found = {"": systems.startup(name, str(self.programs[name]), topologies[name])}
                     else:
                         found = cell.run(connected[name])
                 except (RuntimeError, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:

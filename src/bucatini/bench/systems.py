@@ -25,7 +25,6 @@ PEERS = ("pasta", "slirp4netns")
 NAMES = (*NATIVE, OURS, *PEERS)
 TRANSLATOR_CPU = 0
 FORWARDED = (7010, 7011)  # TCP ports of the guest that the host forwards
-SHIFT = {"bucatini": 100, "pasta": 200, "slirp4netns": 300}  # from them to the host's: they run side by side
 TICK = os.sysconf("SC_CLK_TCK")  # per second, of /proc/PID/stat
 
 
@@ -48,7 +47,7 @@ def version(program: str) -> str:
 
 
 class System:
-    """One of them, connected to the topology."""
+    """One of them, connected, in a topology of its own: ports and sockets that one keeps are not missing to another."""
 
     def __init__(self, name: str, program: str | None, where: Topology, mtu: int = 65520) -> None:
         self.name, self.topology, self.mtu = name, where, mtu
@@ -72,7 +71,7 @@ class System:
             command = [program, "-c", "-6", "-m", str(self.mtu), "-a", api, pid, "tap0"]
         else:
             self.resolver = topology.RESOLVER4
-            ports = ",".join(f"{self.outer_port(port)}:{port}" for port in FORWARDED)
+            ports = ",".join(map(str, FORWARDED))
             command = [program, "-f", "-q", "--config-net", "-m", str(self.mtu), "-I", "tap0", "--no-map-gw"]
             command += ["-t", ports, "-u", "none", "-T", "none", "-U", "none"]
             command += ["--dns-forward", topology.RESOLVER4, "--dns-host", topology.SERVER4, pid]
@@ -84,13 +83,8 @@ class System:
                 self._add_slirp_forward(api, port)
             Path(api).unlink(missing_ok=True)
 
-    def outer_port(self, port: int) -> int:
-        """The host's port that is forwarded to the guest's `port`."""
-        return port + SHIFT.get(self.name, 0)
-
     def _add_slirp_forward(self, api: str, port: int) -> None:
-        outer = self.outer_port(port)
-        arguments = {"proto": "tcp", "host_addr": "0.0.0.0", "host_port": outer, "guest_port": port}
+        arguments = {"proto": "tcp", "host_addr": "0.0.0.0", "host_port": port, "guest_port": port}
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(api)
             sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from bucatini.bench import baseline, report, runner
 from bucatini.bench.cells import CELLS
@@ -45,8 +46,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--base", type=Path, help="an earlier result: name what became slower, and fail if anything did"
     )
+    options.add_argument("--report", type=Path, help="measure nothing: make page and chart of this result again")
     options.add_argument("--list", action="store_true", help="name the cells")
     return options
+
+
+def write(document: dict[str, Any], file: Path) -> None:
+    """Write page and chart beside the result."""
+    chart = file.with_suffix(".svg")
+    file.with_suffix(".md").write_text(report.page(document, chart.name))
+    chart.write_text(report.chart(document))
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +65,9 @@ def main(argv: list[str]) -> int:
     if arguments.list:
         for cell in CELLS:
             print(f"{cell.id:28}{cell.title}, {cell.metrics[0].unit}")
+        return 0
+    if arguments.report:
+        write(json.loads(arguments.report.read_text()), arguments.report)
         return 0
     try:
         cells = runner.select(arguments.cells.split(",") if arguments.cells else None, quick=quick)
@@ -78,9 +90,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-        chart = arguments.json.with_suffix(".svg")
-        arguments.json.with_suffix(".md").write_text(report.page(document, chart.name))
-        chart.write_text(report.chart(document))
+        write(document, arguments.json)
         print(f"written: {arguments.json}, and .md and .svg beside it")
     for line in report.losses(document):
         print(f"behind: {line.removeprefix('* ')}")
