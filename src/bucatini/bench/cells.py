@@ -283,7 +283,7 @@ START = (Metric("", "time", "ms", higher_is_better=False),)
 def streams(environment: str) -> list[Cell]:
     """Throughput of TCP with a short path."""
     first = environment == "mtu65520"
-    names = ("veth", "loopback", *TRANSLATORS) if first else ("veth", *TRANSLATORS)
+    everybody = ("veth", "loopback", *TRANSLATORS)
     kinds: list[tuple[str, str, tuple[str, ...], str]] = [
         ("tcp{}", "TCP, one stream", (), SERVER4),
         ("tcp{}-mss1400", "TCP, one stream, MSS 1400", ("-M", "1400"), SERVER4),
@@ -295,6 +295,7 @@ def streams(environment: str) -> list[Cell]:
         for way, words, reverse in (("-out", "namespace → host", ()), ("-in", "host → namespace", ("-R",))):
             run = iperf(*options, *reverse, server=server)
             quick = first and not options and server == SERVER4
+            names = everybody if quick else ("veth", *TRANSLATORS)
             name = f"{title}, {words}"
             rounds = FEW if "p4" in key or "ipv6" in key else 0
             found.append(Cell(key.format(way), name, environment, STREAM, run, rounds, names, quick))
@@ -304,7 +305,7 @@ def streams(environment: str) -> list[Cell]:
 def long_paths() -> list[Cell]:
     """Throughput of TCP over a delay line, without the start of a connection where that takes seconds."""
     found = []
-    paths = (("rtt0.3", 1, 0), ("rtt1", 1, 0), ("rtt20", 2, 1), ("rtt200", 5, 3), ("loss", 3, 1))
+    paths = (("rtt0.3", 1, 0), ("rtt1", 1, 0), ("rtt20", 2, 1), ("rtt200", 4, 3), ("loss", 2, 1))
     for environment, seconds, omit in paths:
         for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
             run = iperf(*reverse, seconds=seconds, omit=omit)
@@ -327,7 +328,7 @@ def short_exchanges() -> list[Cell]:
         ),
         Cell(
             "tcp-pingpong-1k", "TCP round trips of 1 KiB", where, ROUND_TRIPS,
-            ask("tcp-pingpong", "echo", 7001, size=1024), FEW, everybody,
+            ask("tcp-pingpong", "echo", 7001, size=1024), FEW,
         ),
         Cell(
             "udp-pingpong", "UDP round trips of 1 byte", where, ROUND_TRIPS,
@@ -335,7 +336,7 @@ def short_exchanges() -> list[Cell]:
         ),
         Cell(
             "udp-pingpong-1k", "UDP round trips of 1 KiB", where, ROUND_TRIPS,
-            ask("udp-pingpong", "datagrams", 7003, size=1024), FEW, everybody,
+            ask("udp-pingpong", "datagrams", 7003, size=1024), FEW,
         ),
         Cell(
             "crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002),

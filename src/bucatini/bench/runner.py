@@ -163,8 +163,10 @@ class Run:
 
 
 def disturbed(values: dict[str, list[float]]) -> bool:
-    """Whether a system's values spread too widely to say much."""
-    for found in values.values():
+    """Whether our values, or those of no translation, spread too widely to say much. A peer may stall by itself."""
+    for name, found in values.items():
+        if name not in (systems.OURS, *NATIVE):
+            continue
         median = statistics.median(found)
         if median and (max(found) - min(found)) / median > DISTURBED:
             return True

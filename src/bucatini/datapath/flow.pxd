@@ -32,6 +32,7 @@ cdef struct TcpFlow:
     uint8_t readable  # the host socket may have data
     uint8_t hangup  # the host peer has shut its side: read until EOF
     uint8_t broken  # the host peer has reset: what is left is to be read, and its end is no EOF
+    uint8_t urgent  # there was urgent data: a short read may have more behind it
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t connected
     uint8_t peeking  # SO_PEEK_OFF is on: from the first read behind data in flight

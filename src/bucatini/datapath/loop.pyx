@@ -82,6 +82,18 @@ cdef inline void learn(Worker *w, const FrameRef *ref) noexcept nogil:
         memcpy(&family.guest, &ref.src, sizeof(addr_t))
 
 
+cdef inline bint is_guest(Worker *w, const FrameRef *ref) noexcept nogil:
+    """Whether a frame from an Ethernet address not seen before is the guest's: it has the address given to it (D17)."""
+    cdef Family *family
+    if w.guest_mac[0] & 1:  # nobody is known yet
+        return True
+    if ref.version == 0:
+        return w.v4.learn
+    family = &w.v4 if ref.version == 4 else &w.v6
+    return (family.learn or addr_equal(&ref.src, &family.guest)
+            or (ref.version == 6 and addr_equal(&ref.src, &family.guest_linklocal)))
+
+
 cdef int parse_address(addr_t *out, bytes value) except -1:
     """Take 16 bytes, or none at all for "unspecified"."""
     memset(out, 0, sizeof(addr_t))
@@ -461,7 +473,8 @@ cdef class DataPath:
             if kind < 0:
                 count(w, -kind)
                 continue
-            if ref.frame != NULL and memcmp(w.guest_mac, ref.frame + 6, 6) != 0 and not ref.frame[6] & 1:
+            if ref.frame != NULL and memcmp(w.guest_mac, ref.frame + 6, 6) != 0 and not ref.frame[6] & 1 \
+                    and is_guest(w, ref):
                 memcpy(w.guest_mac, ref.frame + 6, 6)
             if ref.version:
                 learn(w, ref)

@@ -25,7 +25,7 @@ cdef inline socklen_t sockaddr_fill(sockaddr_any *out, const addr_t *a, uint16_t
     out.in6.sin6_family = AF_INET6
     out.in6.sin6_port = htons(port)
     memcpy(&out.in6.sin6_addr, a, 16)
-    if a.b[0] == 0xFE and (a.b[1] & 0xC0) == 0x80:
+    if (a.b[0] == 0xFE and (a.b[1] & 0xC0) == 0x80) or (a.b[0] == 0xFF and (a.b[1] & 0x0F) <= 2):  # of one link
         out.in6.sin6_scope_id = scope_id
     return sizeof(sockaddr_in6)
 

@@ -54,7 +54,7 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_LEN(size_t size)
     size_t CMSG_SPACE(size_t size)
     int AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
-    int SOL_SOCKET, SO_ERROR, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF, SO_BINDTODEVICE
+    int SOL_SOCKET, SO_ERROR, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEEK_OFF, SO_BINDTODEVICE
     int MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_ERRQUEUE, MSG_MORE
     int SHUT_WR, SHUT_RDWR
 
@@ -134,7 +134,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
     int epoll_wait(int epfd, epoll_event *events, int limit, int timeout_ms)
     int EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
-    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
+    enum: EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t size, int prot, int flags, int fd, long offset)

@@ -13,16 +13,17 @@ from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, flow_find, flow_new
 from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE,
-    TCP_INFO, TCP_NODELAY, accept4, close, getsockopt, linger, setsockopt, socklen_t,
+    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, getsockopt,
+    linger, setsockopt, socklen_t,
 )
 from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
 from bucatini.datapath.tcp_io cimport (
     tcp_abort_host, tcp_bound_now, tcp_emit_reset, tcp_emit_syn, tcp_forget, tcp_initial_number, tcp_our_mss,
+    tcp_prepare, tcp_watch,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_inbound
-from bucatini.datapath.worker cimport count, worker_watch
+from bucatini.datapath.worker cimport count
 
 
 cdef extern from "<errno.h>" nogil:
@@ -59,7 +60,6 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     cdef FlowKey key
     cdef Flow *flow
     cdef TcpActions a
-    cdef int one = 1
     memset(&key, 0, sizeof(key))
     key.rport = sockaddr_read(sa, &peer)
     key.gport = listener.to
@@ -87,9 +87,9 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     memcpy(&flow.target, &peer, sizeof(addr_t))
     flow.target_port = key.rport
     flow.u.tcp.connected = 1
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    tcp_prepare(fd)
     tcp_to_guest(&flow.u.tcp.conn, tcp_initial_number(w, &key), tcp_our_mss(w, &key), tcp_bound_now(w), w.now, &a)
-    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
+    if tcp_watch(w, flow) < 0:
         count(w, C_FLOW_REFUSED)
         tcp_abort_host(w, flow)
         return

@@ -14,6 +14,9 @@ Sockets are added to epoll once, edge triggered. `readable` remembers an edge un
 (EPOLLRDHUP) makes reading go on until the end of the stream. A flow that has used up its share of a turn (`SHARE`
 frames) continues in the next one.
 
+Urgent data (T31) stays where it is in the stream; that it is urgent is not passed on. A read ends at its mark, so a
+flow that had any (EPOLLPRI) is read until there is nothing, and what is discarded is counted.
+
 Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: RST,
 and `flow_refused` counts. A reset on either side is a reset on the other.
 """
@@ -41,11 +44,11 @@ from bucatini.datapath.overflow cimport (
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP, MAP_ANONYMOUS,
-    MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ, PROT_WRITE,
-    SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_PEEK_OFF, SOCK_CLOEXEC, SOCK_NONBLOCK,
-    SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, connect, getsockopt, iovec, linger, mmap, msghdr, munmap, recv,
-    recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t,
+    AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ,
+    PROT_WRITE, SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEEK_OFF, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, connect, getsockopt, iovec, linger, mmap,
+    msghdr, munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t,
 )
 from bucatini.datapath.tcp cimport (
     TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE, TA_NEW,
@@ -413,7 +416,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
             share -= 1
-            if n < room and not t.hangup and not t.broken:
+            if n < room and not t.hangup and not t.broken and not t.urgent:
                 t.readable = 0  # drained: the next byte makes an edge
         elif n == 0 and t.broken:
             t.readable = 0
@@ -579,6 +582,16 @@ cdef void settle(Worker *w, Flow *flow, bint ack) noexcept nogil:
         timer_arm(w.timers, w.flows, flow, t.conn.deadline)
 
 
+cdef inline void discard(Flow *flow, uint32_t length) noexcept nogil:
+    """Take bytes that the guest has acknowledged off the head of the socket. A read ends at an urgent mark (T31)."""
+    cdef ssize_t n
+    while length:
+        n = recv(flow.fd, NULL, length, MSG_TRUNC | MSG_DONTWAIT)
+        if n <= 0:
+            return
+        length -= <uint32_t> n
+
+
 cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
     """Do for one flow what the segments of this batch ask for."""
     cdef Flow *flow = e.flow
@@ -591,7 +604,7 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
         reset_by_host(w, flow)
         return
     if e.discard:
-        recv(flow.fd, NULL, e.discard, MSG_TRUNC | MSG_DONTWAIT)
+        discard(flow, e.discard)
         e.discard = 0
     if e.rewind:
         if t.peeking:
@@ -635,6 +648,17 @@ cdef void tcp_flush(Worker *w) noexcept nogil:
 # Guest to host
 
 
+cdef void tcp_prepare(int fd) noexcept nogil:
+    """Set what every socket of the host's side has."""
+    cdef int one = 1
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # T28: the guest's own Nagle is enough
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))  # T31: urgent bytes stay in their place
+
+
+cdef int tcp_watch(Worker *w, Flow *flow) noexcept nogil:
+    return worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP)
+
+
 cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
     """Start connect(); returns the socket or -errno."""
     cdef sockaddr_any sa
@@ -645,7 +669,7 @@ cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP)
     if fd < 0:
         return -errno
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # T28: the guest's own Nagle is enough
+    tcp_prepare(fd)
     if not addr_is_unspecified(&target.source):
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))
         size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)
@@ -734,7 +758,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
     tcp_from_guest(&flow.u.tcp.conn, s, tcp_initial_number(w, &key), tcp_our_mss(w, &key), tcp_bound_now(w), w.now)
-    if worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLRDHUP) < 0:
+    if tcp_watch(w, flow) < 0:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
         worker_drop_flow(w, flow)
@@ -862,6 +886,8 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
         t.readable = 1
         if events & EPOLLRDHUP:
             t.hangup = 1
+        if events & EPOLLPRI:
+            t.urgent = 1
     if not t.connected:
         connected(w, flow, events)
         return
