@@ -1,10 +1,12 @@
 """DNS by --dns-forward, and where the host's resolver is an address with another meaning."""
 
+import socket
+
 import pytest
 
-from system.namespaces import NamedNamespace, echo
+from system.namespaces import NamedNamespace, echo, wait_until
 from system.programs import need
-from system.topology import GATEWAY, LOOPBACK, SERVER, SERVER4, Pasta
+from system.topology import GATEWAY, LOOPBACK, NEIGHBOUR, SERVER, SERVER4, Pasta
 
 FORWARD = {4: "169.254.1.1", 6: "fd00::53"}
 NAME = "name.test"
@@ -87,3 +89,25 @@ def test_many_queries_one_after_the_other(pasta: Pasta) -> None:
     options = ("--dns-forward", FORWARD[4])
     answer = dig(pasta, *[part for _ in range(200) for part in (f"@{FORWARD[4]}", NAME)], options=options)
     assert answer == "203.0.113.81\n" * 200
+
+
+@both_versions
+def test_D3_a_new_resolver_of_the_host_is_used_by_a_guest_that_runs(pasta: Pasta, version: int) -> None:
+    forward = FORWARD[version]
+    addresses = (SERVER[version], NEIGHBOUR[version])
+    for address in addresses:
+        name = address.encode()
+        pasta.topology.server.serve_udp(address, lambda data, peer, name=name: name, 53)
+    pasta.topology.host.resolv_conf(f"nameserver {addresses[0]}\n")
+    guest = pasta.guest("--config-net", "--dns-forward", forward)
+
+    def asked() -> str:
+        with guest.connect(forward, 53, kind=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.send(b"who are you")
+            return sock.recv(100).decode()
+
+    assert asked() == addresses[0]
+    for address in reversed(addresses):
+        pasta.topology.host.resolv_conf(f"search example.test\nnameserver {address}\n")
+        wait_until(lambda: asked() == address, "an answer of the new resolver")

@@ -221,6 +221,12 @@ cdef class DataPath:
         f.scope_id = scope_id
         f.enabled = True
 
+    def resolver(self, int version, *, bytes dns_host=b"", bytes resolver_gateway=b""):
+        """Change the host's resolver; conversations that go on keep theirs."""
+        cdef Family *f = &self.w.v4 if version == 4 else &self.w.v6
+        parse_address(&f.dns_host, dns_host)
+        parse_address(&f.resolver_gateway, resolver_gateway)
+
     def guest_mac(self, bytes mac):
         """Tell the guest's MAC address before it has spoken; its link-local address follows (RFC 4291 appendix A)."""
         if len(mac) != 6:

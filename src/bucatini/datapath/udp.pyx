@@ -89,7 +89,8 @@ cdef enum:
     CONTROL = 64  # bytes of control data per datagram
     SHARE = 4  # receive calls in one turn of a flow
     ERRORS = 16  # errors taken from a queue in one turn
-    DEPTH = 4
+    FRESH = 64  # new flows of a forward in one go
+    DRAIN = 1024  # datagrams taken from a forward in one go
     DNS = 53
     TTL_DEFAULT = 64
 
@@ -116,6 +117,8 @@ cdef struct Udp:
     uint8_t control[SLOTS * CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
+    uint32_t fresh[FRESH]  # flows that a forward has just opened
+    uint32_t fresh_count
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
     uint16_t held[2 * 65536]  # our sockets bound to a port, IPv4 then IPv6
@@ -507,7 +510,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         return NULL
     opened(w, flow)
     if flow.u.udp.bound_port:
-        take_early(w, flow, NULL, 0)
+        take_early(w, flow, NULL)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
@@ -700,7 +703,7 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
 # Forwards
 
 
-cdef void take_early(Worker *w, Flow *flow, Listener *listener, int depth) noexcept nogil:
+cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
     """Sort out what came between bind() and connect(): anybody's datagrams (U9)."""
     cdef Udp *u = udp(w)
     cdef addr_t peer
@@ -714,8 +717,8 @@ cdef void take_early(Worker *w, Flow *flow, Listener *listener, int depth) noexc
         port = sockaddr_read(&u.names[0], &peer)
         if port == flow.target_port and addr_equal(&peer, &flow.target):
             deliver(w, flow, 1)
-        elif listener != NULL and depth < DEPTH:
-            serve(w, listener, 0, depth + 1)
+        elif listener != NULL:
+            serve(w, listener, 0)
         else:
             count(w, C_DROP_UDP_INBOUND)
 
@@ -764,7 +767,7 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
     return NULL
 
 
-cdef void serve(Worker *w, Listener *listener, int slot, int depth) noexcept nogil:
+cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
     """Pass one datagram of a forward on, opening its flow if it is the first."""
     cdef Udp *u = udp(w)
     cdef FlowKey key
@@ -772,7 +775,6 @@ cdef void serve(Worker *w, Listener *listener, int slot, int depth) noexcept nog
     cdef uint16_t port = sockaddr_read(&u.names[slot], &peer)
     cdef uint32_t scope_id = listener.scope_id
     cdef Flow *flow
-    cdef bint fresh = False
     if addr_is_v4(&peer) == 0 and u.names[slot].sa.sa_family == AF_INET6 and u.names[slot].in6.sin6_scope_id:
         scope_id = u.names[slot].in6.sin6_scope_id
     memset(&key, 0, sizeof(key))
@@ -795,22 +797,38 @@ cdef void serve(Worker *w, Listener *listener, int slot, int depth) noexcept nog
         flow = open_from_host(w, listener, &key, &peer, port, &asked, scope_id)
         if flow == NULL:
             return
-        fresh = True
+        if u.fresh_count < FRESH:
+            u.fresh[u.fresh_count] = flow.index
+            u.fresh_count += 1
+            flow.u.udp.fresh = 1
     flow.u.udp.last = w.now
     if flow.u.udp.to_guest < 1000:
         flow.u.udp.to_guest += 1
     deliver_one(w, &flow.key, u.slots + slot * SLOT, u.messages[slot].msg_len)
-    if fresh and slot == 0:
-        take_early(w, flow, listener, depth)
 
 
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
-    """One datagram at a time: most go to a flow's own socket, only the first of each comes here."""
+    """One datagram at a time: most go to a flow's own socket, only the first of each comes here.
+
+    What waits here is older than what has come on the sockets that it opens: first all of it, then theirs (U9).
+    Departure: of another new peer, what came on a socket between its bind() and connect() may be overtaken by what that
+    peer sent right after.
+    """
+    cdef Udp *u = udp(w)
+    cdef Flow *flow
+    cdef uint32_t i = 0
     cdef int _i
-    for _i in range(SLOTS):
-        if receive(w, listener.fd, 1, True) != 1:
-            return
-        serve(w, listener, 0, 0)
+    for _i in range(DRAIN):
+        if u.fresh_count == FRESH or receive(w, listener.fd, 1, True) != 1:
+            break
+        serve(w, listener, 0)
+    while i < u.fresh_count:  # which may become more
+        flow = &w.flows.flows[u.fresh[i]]
+        i += 1
+        if flow.kind == FLOW_UDP and flow.u.udp.fresh:
+            flow.u.udp.fresh = 0
+            take_early(w, flow, listener)
+    u.fresh_count = 0
 
 
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil:

@@ -1,6 +1,9 @@
-"""What /etc/resolv.conf says: name servers and search list (resolv.conf(5))."""
+"""What /etc/resolv.conf says: name servers and search list (resolv.conf(5)), and when it may say something else."""
 
+import os
 import socket
+
+from bucatini.host import kernel
 
 PATH = "/etc/resolv.conf"
 LIMIT = 1 << 20  # bytes read at most
@@ -43,3 +46,17 @@ def read(path: str = PATH) -> tuple[tuple[str, ...], tuple[str, ...]]:
             return parse(file.read(LIMIT))
     except OSError:
         return (), ()
+
+
+def watch(path: str = PATH) -> list[int]:
+    """Return inotify descriptors that are readable when the file may have changed.
+
+    Its folder is watched, and that of the file it is a link to, because programs replace it as a whole; and the file
+    itself, because it may be mounted from elsewhere.
+
+    Raises:
+        HostError: the user's limit of watches is reached.
+    """
+    mask = kernel.IN_CLOSE_WRITE | kernel.IN_MOVED_TO | kernel.IN_CREATE | kernel.IN_DELETE
+    paths = dict.fromkeys((os.path.dirname(path), os.path.dirname(os.path.realpath(path)), path))
+    return [kernel.inotify_watch(name, mask) for name in paths if os.path.exists(name)]

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO, DataPath
+from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.namespace import Guest
 from bucatini.guest.watch import NamespaceWatch
-from bucatini.plan.plan import DEFAULT_MTU, Plan, PlanFamily
+from bucatini.host import resolv
+from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, packed
 from bucatini.runtime.log import Log
@@ -34,6 +36,8 @@ class Instance:
         self.guest = guest
         self.responder: SlowPath  # after `load_services`
         self.log = log
+        self.host: HostView  # after `follow_resolvers`
+        self.resolv_fds: list[int] = []
         self.path: DataPath
         self.status = 0
         self.watch: NamespaceWatch | None = None
@@ -42,11 +46,46 @@ class Instance:
         self.last_counters: dict[str, int] = {}
 
     def load_services(self) -> None:
-        """Bring up the slow path."""
+        """Bring up the slow path, as the plan is now."""
         from bucatini.services.responder import Responder, ServiceConfig
 
         self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
         self.path.set_slow_path(self)
+
+    def follow_resolvers(self, host: HostView) -> None:
+        """Use the host's resolvers and search list of the day, also when they change (D3)."""
+        self.host = host
+        try:
+            fds = resolv.watch()
+        except HostError as error:
+            self.log.debug(f"changes of {resolv.PATH} go unnoticed: {error}")
+            return
+        self.resolv_fds = fds
+        for fd in fds:
+            self.path.watch(fd, self.look_at_resolvers)
+
+    def look_at_resolvers(self) -> None:
+        """The file, or another one in its folder, has changed."""
+        for fd in self.resolv_fds:
+            try:
+                os.read(fd, 65536)
+            except BlockingIOError:
+                pass
+        servers, search = resolv.read()
+        if not servers or (servers, search) == (self.host.nameservers, self.host.search):
+            return  # while it is being written it may be empty
+        host = self.host._replace(nameservers=servers, search=search)
+        try:
+            self.plan = make_plan(self.settings, host)
+        except BucatiniError as error:
+            self.log.warning(f"the new {resolv.PATH} is of no use: {error}")
+            return
+        self.host = host
+        for version, family in ((4, self.plan.v4), (6, self.plan.v6)):
+            if family is not None:
+                self.path.resolver(version, dns_host=packed(family.dns_host), resolver_gateway=resolver_gateway(family))
+        self.load_services()
+        self.log.info(f"{resolv.PATH} has changed: resolvers {', '.join(servers)}")
 
     # The slow path, as `DataPath` calls it
 
@@ -94,6 +133,11 @@ class Instance:
             self.log.info(f"statistics: flows {self.path.flows}, " + ", ".join(moved))
 
 
+def resolver_gateway(family: PlanFamily) -> bytes:
+    """The gateway, if it is the host's resolver."""
+    return packed(family.gateway if family.resolver_is_gateway else None)
+
+
 def tell_family(path: DataPath, version: int, family: PlanFamily) -> None:
     """Give the data path the addresses of one IP version."""
     path.family(
@@ -106,7 +150,7 @@ def tell_family(path: DataPath, version: int, family: PlanFamily) -> None:
         host=packed(family.host_address),
         dns_forward=packed(family.dns_forward if family.dns_host else None),
         dns_host=packed(family.dns_host),
-        resolver_gateway=packed(family.gateway if family.resolver_is_gateway else None),
+        resolver_gateway=resolver_gateway(family),
         outbound=packed(family.outbound),
         outbound_if=family.outbound_if or "",
         scope_id=family.scope_ifindex,

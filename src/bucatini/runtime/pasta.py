@@ -124,6 +124,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         log.to_background()
         background.ready()
     instance.load_services()
+    instance.follow_resolvers(host)
     if guest.child:
         instance.on_child()
     try:

@@ -1,7 +1,10 @@
 """resolv.conf as it is met."""
 
+import os
+import select
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +39,29 @@ def test_bytes_that_are_no_text_do_not_hide_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_bytes(b"# \xff\xfe\nnameserver 192.0.2.53\n")
     assert resolv.read(str(file)) == (("192.0.2.53",), ())
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "behind a link"])
+def test_D3_a_change_of_the_file_shows(tmp_path: Path, how: str) -> None:
+    real = tmp_path / "run" / "real.conf"
+    real.parent.mkdir()
+    real.write_text("nameserver 192.0.2.1\n")
+    path = tmp_path / "resolv.conf"
+    if how == "behind a link":
+        path.symlink_to(real)
+    else:
+        path.write_text("nameserver 192.0.2.1\n")
+    fds = resolv.watch(str(path))
+    try:
+        assert select.select(fds, [], [], 0)[0] == []
+        if how == "written":
+            path.write_text("nameserver 192.0.2.2\n")
+        else:
+            fresh = tmp_path / "run" / "fresh"
+            fresh.write_text("nameserver 192.0.2.2\n")
+            fresh.rename(real if how == "behind a link" else path)
+        assert select.select(fds, [], [], 5)[0]
+        assert resolv.read(str(path))[0] == ("192.0.2.2",)
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,84 @@
+"""The guest's end of a link that is a pair of sockets, with the whole packet path running behind it.
+
+The guest is 192.0.2.15; 192.0.2.1 stands for the host's loopback, where the servers of a test are.
+"""
+
+import socket
+import threading
+
+from bucatini.datapath.loop import DataPath
+from bucatini.wire import ipv4, tcp
+from bucatini.wire.ethernet import ETHERTYPE_IPV4, Ethernet
+
+GUEST_MAC, OUR_MAC = b"\x02\0\0\0\0\x0f", b"\x9a\x55\x9a\x55\x9a\x55"
+GUEST, HOST = bytes([192, 0, 2, 15]), bytes([192, 0, 2, 1])
+VNET = 10  # bytes of virtio-net header
+FLOWS = 4
+
+
+def mapped(address: bytes) -> bytes:
+    return bytes(10) + b"\xff\xff" + address
+
+
+class NoServices:
+    def on_frame(self, frame: bytes, now: int) -> list[bytes]:
+        raise RuntimeError("a slow path that fails")
+
+    def next_timeout(self) -> int | None:
+        return None
+
+    def on_timeout(self, now: int) -> list[bytes]:
+        return []
+
+
+class Link:
+    """The guest's end of the link, and the packet path running behind it."""
+
+    def __init__(self, capture: int = -1) -> None:
+        self.end, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end.settimeout(5)
+        self.other.setblocking(False)
+        self.path = DataPath(flows=FLOWS, listeners=1)
+        self.path.settings(
+            mtu=1500, our_mac=OUR_MAC, no_tcp=False, no_udp=False, no_icmp=False, freebind=False, peek_off=True
+        )
+        self.path.family(
+            4, guest=mapped(GUEST), learn=False, ours=mapped(HOST), map_host_loopback=mapped(HOST), host=mapped(HOST)
+        )
+        self.path.open_tap(self.other.fileno(), 0)
+        if capture >= 0:
+            self.path.capture(capture)
+        self.path.set_slow_path(NoServices())
+        self.waker, wake = socket.socketpair()
+        self.wake = wake
+        self.path.watch(wake.fileno(), self.path.stop)
+        self.thread = threading.Thread(target=self.path.run)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.waker.send(b"x")
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+        for sock in (self.end, self.other, self.waker, self.wake):
+            sock.close()
+
+    def send(self, protocol: int, payload: bytes, **fields: int) -> None:
+        packet = ipv4.IPv4(GUEST, HOST, protocol, payload, **fields).emit()  # type: ignore[arg-type]
+        self.send_frame(Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, packet).emit())
+
+    def send_frame(self, frame: bytes) -> None:
+        self.end.send(bytes(VNET) + frame)
+
+    def receive(self) -> ipv4.IPv4:
+        frame = self.end.recv(70000)
+        ethernet = Ethernet.parse(frame[VNET:])
+        assert (ethernet.dst, ethernet.src) == (GUEST_MAC, OUR_MAC)
+        return ipv4.IPv4.parse(ethernet.payload)
+
+    def segment(self, sport: int, dport: int, flags: int, seq: int, ack: int = 0, payload: bytes = b"") -> None:
+        self.send(6, tcp.Tcp(sport, dport, seq, ack, flags, 65535, payload).emit(GUEST, HOST))
+
+    def receive_segment(self) -> tcp.Tcp:
+        packet = self.receive()
+        assert packet.protocol == ipv4.PROTOCOL_TCP
+        return tcp.Tcp.parse(packet.payload)
