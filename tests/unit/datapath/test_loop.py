@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,50 @@ def test_datagrams_there_and_back(link: Link) -> None:
         packet = link.receive()
         assert (packet.src, packet.dst) == (HOST, GUEST)
         assert udp.Udp.parse(packet.payload) == udp.Udp(port, 5000, b"answer")
+
+
+def test_D17_what_others_on_the_link_send_does_not_divert_what_is_for_the_guest(link: Link) -> None:
+    stranger = b"\x02\0\0\0\0\x99"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        port = sock.getsockname()[1]
+        link.send(17, udp.Udp(5000, port, b"question").emit(GUEST, HOST))
+        _, peer = sock.recvfrom(100)
+        other = bytes([192, 0, 2, 77])
+        packet = ipv4.IPv4(other, HOST, 17, udp.Udp(5001, port, b"me too").emit(other, HOST)).emit()
+        link.send_frame(Ethernet(OUR_MAC, stranger, ETHERTYPE_IPV4, packet).emit())
+        assert sock.recv(100) == b"me too"
+        sock.sendto(b"answer", peer)
+        assert udp.Udp.parse(link.receive().payload).payload == b"answer"  # which looks at the address
+
+
+def test_U11_when_flows_run_out_a_silent_one_goes_and_one_in_use_stays(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        port = sock.getsockname()[1]
+
+        def ask(sport: int) -> None:
+            link.send(17, udp.Udp(sport, port, b"%d" % sport).emit(GUEST, HOST))
+
+        for sport in range(6000, 6000 + FLOWS):
+            ask(sport)
+            assert sock.recv(100) == b"%d" % sport
+        ask(7000)  # all of them are in use
+        ask(6000)
+        assert sock.recv(100) == b"6000"
+        assert link.path.counters()["flow_refused"] == 1
+        time.sleep(1.1)  # a second of silence
+        ask(6000)
+        assert sock.recv(100) == b"6000"
+        for sport in (7000, 7001):
+            ask(sport)
+            assert sock.recv(100) == b"%d" % sport
+        ask(6000)  # spoke a moment ago: another one went
+        assert sock.recv(100) == b"6000"
+        assert link.path.counters()["udp_evicted"] == 2
+        assert link.path.counters()["udp_flows"] == FLOWS + 2
 
 
 def test_a_datagram_that_nobody_takes_is_answered_with_an_error(link: Link) -> None:
