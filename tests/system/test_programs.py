@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from system.namespaces import echo, wait_until
+from system.namespaces import echo, stop, wait_until
 from system.programs import need
 from system.topology import HOST, HOST4, HOST6, SERVER, SERVER4, Guest, Pasta, url
 from system.users import only_unprivileged
@@ -133,7 +132,10 @@ def dhclient(pasta: Pasta, guest: Guest, version: int) -> dict[str, str]:
     client = need("dhclient", "isc-dhcp-client")
     directory = pasta.workspace
     script = directory / "script"
-    script.write_text(f'#!/bin/sh\ncase "$reason" in BOUND*) env >{directory}/lease;; esac\n')
+    lease = directory / "lease"
+    script.write_text(
+        f'#!/bin/sh\ncase "$reason" in BOUND*) env >{directory}/new && mv {directory}/new {lease};; esac\n'
+    )
     script.chmod(0o755)
     (directory / "conf").write_text(
         "request subnet-mask, routers, interface-mtu, domain-name-servers, domain-search, host-name;\n"
@@ -142,11 +144,12 @@ def dhclient(pasta: Pasta, guest: Guest, version: int) -> dict[str, str]:
     files = ["-cf", "conf", "-lf", "leases", "-pf", "pid", "-sf", "script"]
     paths = [str(directory / word) if not word.startswith("-") else word for word in files]
     (directory / "leases").touch()
-    guest.run(client, f"-{version}", "-1", "-v", *paths, "host0", check=False)
-    end_of = directory / "pid"
-    if end_of.exists():
-        os.kill(int(end_of.read_text()), signal.SIGTERM)
-    found = (line.partition("=") for line in (directory / "lease").read_text().splitlines())
+    # In the foreground: in the background it would write its process ID later than its parent returns.
+    process = guest.start(client, f"-{version}", "-d", *paths, "host0")
+    wait_until(lambda: lease.exists() or process.poll() is not None, "a lease of dhclient")
+    stop(process)
+    assert lease.exists(), process.stdout.read() if process.stdout else None
+    found = (line.partition("=") for line in lease.read_text().splitlines())
     return {name: value for name, _, value in found}
 
 
