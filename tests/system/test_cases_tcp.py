@@ -51,11 +51,6 @@ def assert_quiet(guest: Guest, seconds: float) -> None:
     assert alive(guest.pid)
 
 
-def descriptors(pid: int) -> int:
-    """Open descriptors of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 def queued(namespace: Namespace, port: int) -> int:
     """Bytes that the sockets of a server's port hold back from sending."""
     lines = namespace.run("ss", "-Htn", f"sport = :{port}").stdout.splitlines()
@@ -391,7 +386,8 @@ def exchange_bytes(namespace: Namespace, address: str, port: int, count: int) ->
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_T26_3000_short_connections_leave_nothing_behind(pasta: Pasta, version: int, direction: str) -> None:
     guest = pasta.guest("--config-net", "-t", "8080:80")
-    before = descriptors(guest.pid)
+    guest.settle()
+    before = guest.descriptors()
     if direction == "out":
         server = pasta.topology.server.serve_tcp(SERVER[version], echo)
         failures = exchange_bytes(guest, SERVER[version], server.port, 3000)
@@ -399,7 +395,7 @@ def test_T26_3000_short_connections_leave_nothing_behind(pasta: Pasta, version: 
         guest.serve_tcp(ANY[version], echo, port=80)
         failures = exchange_bytes(pasta.topology.server, HOST[version], 8080, 3000)
     assert not failures
-    wait_until(lambda: descriptors(guest.pid) == before, f"{before} descriptors as at the start", 5)
+    wait_until(lambda: guest.descriptors() == before, f"{before} descriptors as at the start", 5)
 
 
 # Oddities

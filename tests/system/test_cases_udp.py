@@ -361,8 +361,8 @@ def test_U11_one_shot_queries_are_all_answered_and_their_sockets_go_soon(pasta: 
     for version in (4, 6):
         pasta.topology.server.serve_udp(SERVER[version], resolve, port=53)
     guest = pasta.guest("--config-net")
-    descriptors = Path(f"/proc/{guest.pid}/fd")
-    before = len(list(descriptors.iterdir()))
+    guest.settle()
+    before = guest.descriptors()
 
     def ask() -> int:
         most = 0
@@ -377,11 +377,11 @@ def test_U11_one_shot_queries_are_all_answered_and_their_sockets_go_soon(pasta: 
                 one.send(asked)
                 check_answer(one.recv(512), asked)
             if number % 200 == 199:
-                most = max(most, len(list(descriptors.iterdir())))
+                most = max(most, guest.descriptors())
         return most
 
     assert guest.inside(ask) <= before + 2000
-    wait_until(lambda: len(list(descriptors.iterdir())) <= before + 5, "end of the queries' sockets", 14)
+    wait_until(lambda: guest.descriptors() <= before + 5, "end of the queries' sockets", 14)
 
 
 # U12

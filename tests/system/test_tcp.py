@@ -244,6 +244,8 @@ def test_T25_a_port_can_be_used_again_at_once(pasta: Pasta, version: int, ending
             connection.sendall(b"end")
             assert connection.recv(1) == b""
         connection.close()
+        # The kernel of the guest has to see its end acknowledged.
+        wait_until(lambda: not guest.run("ss", "-Hatn", "sport = :20000").stdout, "end of the guest's connection")
 
 
 @both_versions

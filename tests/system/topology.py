@@ -13,6 +13,7 @@ The servers are not at the gateway's address, because guest traffic to that goes
 the host itself has no way.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -149,6 +150,15 @@ class Guest(Namespace):
         assert stream is not None
         self._reader = threading.Thread(target=lambda: self.output.extend(stream), daemon=True)
         self._reader.start()
+
+    def settle(self) -> None:
+        """Wait until pasta serves: its command starts a moment earlier. It takes an address in the guest."""
+        with contextlib.suppress(ConnectionRefusedError):
+            self.connect(GATEWAY4, 9)
+
+    def descriptors(self) -> int:
+        """Open descriptors of pasta."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def finish(self) -> int:
         """Let the guest's command end; the exit status of `process`."""

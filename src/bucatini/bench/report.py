@@ -22,6 +22,10 @@ REASONS = {
         "interpreter's own and about 20 ms imports (python -X importtime); ARCHITECTURE.md, Start-up time, says what "
         "is done about it. slirp4netns's figure is the byte on its ready descriptor"
     ),
+    "tcp-in@loss": (
+        "the loss of the network decides, and the kernel of the host recovers from it: no translation at all has the "
+        "same figure"
+    ),
     "held-1k@held": (
         "the flow table is reserved at the start and its pages come into use as flows spread over them; a connection "
         "itself takes none later, as the cell with 10,000 of them shows"
