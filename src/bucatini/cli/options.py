@@ -450,33 +450,32 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         (
             Option(
                 "tcp-ports", "t", "SPEC", "TCP ports to forward to the namespace", _ports, "tcp_ports",
-                "See PORT SPECIFICATIONS. Default none.", ADDS_UP,
+                "See PORT SPECIFICATIONS. Default auto.", ADDS_UP,
             ),
             Option(
                 "udp-ports", "u", "SPEC", "UDP ports to forward to the namespace", _ports, "udp_ports",
-                "Without this option UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP,
+                "Default auto; and UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP,
             ),
             Option(
-                "tcp-ns", "T", "SPEC", "TCP ports to forward from the namespace", _ports, "tcp_ns", "", ADDS_UP, PASTA,
-                "forwarding from the namespace is not there yet",
+                "tcp-ns", "T", "SPEC", "TCP ports to forward from the namespace", _ports, "tcp_ns",
+                "From the namespace's loopback to the host's. Default auto.", ADDS_UP, PASTA,
             ),
             Option(
-                "udp-ns", "U", "SPEC", "UDP ports to forward from the namespace", _ports, "udp_ns", "", ADDS_UP, PASTA,
-                "forwarding from the namespace is not there yet",
+                "udp-ns", "U", "SPEC", "UDP ports to forward from the namespace", _ports, "udp_ns",
+                "From the namespace's loopback to the host's. Default auto.", ADDS_UP, PASTA,
             ),
             Option("freebind", "", "", "forwards may bind addresses not there yet", _on, "freebind"),
             Option(
                 "host-lo-to-ns-lo", "", "", "from the host's loopback to the namespace's", _on, "host_lo_to_ns_lo",
                 "Otherwise forwarded connections from the host's loopback arrive at the public address.", modes=PASTA,
-                not_yet="the bypass for local connections is not there yet",
             ),
             Option(
                 "no-splice", "", "", "no bypass for local connections", _on, "no_splice",
-                "There is none yet.", modes=PASTA,
+                "They go over the tap like all others; there is nothing to do for -T and -U.", modes=PASTA,
             ),
             Option(
-                "splice-only", "", "", "nothing but the bypass", _on, "splice_only", modes=PASTA,
-                not_yet="the bypass for local connections is not there yet",
+                "splice-only", "", "", "nothing but the bypass", _on, "splice_only",
+                "There is no tap in the namespace: only forwards connect it, for local connections.", modes=PASTA,
             ),
         ),
     ),
@@ -489,6 +488,7 @@ def in_mode(mode: int) -> tuple[Option, ...]:
 
 
 OPTIONS = in_mode(PASTA)
+AUTO = (("tcp_ports", "-t"), ("udp_ports", "-u"), ("tcp_ns", "-T"), ("udp_ns", "-U"))  # what forwards, by default auto
 
 
 def parse(arguments: list[str]) -> Parsed:
@@ -520,6 +520,10 @@ def parse(arguments: list[str]) -> Parsed:
     _check_process(values, operands)
     _check_not_yet(values)
     values["udp_follows_tcp"] = "udp_ports" not in values
+    values["bypass"] = not values.get("no_splice")
+    for dest, name in AUTO:
+        if dest not in values and (values["bypass"] or dest.endswith("_ports")):
+            values[dest] = (parse_forward(name, "auto"),)
     return Parsed(Settings(**{key: value for key, value in values.items() if key in Settings._fields}))
 
 
@@ -542,7 +546,7 @@ def _check_families(values: Values) -> None:
             raise UsageError(f"{option}: '{values[dest + off]}' does not go with {version}")
     if only6 and "netmask" in values:
         raise UsageError(f"--netmask: '{values['netmask']}' does not go with {version}")
-    for key in ("tcp_ports", "udp_ports"):
+    for key, _ in AUTO:
         for spec in values.get(key, ()):
             _check_spec_family(spec, off, version)
 
@@ -579,6 +583,10 @@ def _check_splice(values: Values) -> None:
         for dest, name in (("host_lo_to_ns_lo", "--host-lo-to-ns-lo"), ("splice_only", "--splice-only")):
             if values.get(dest):
                 raise UsageError(f"{name}: does not go with --no-splice")
+        for dest in ("tcp_ns", "udp_ns"):
+            for spec in values.get(dest, ()):
+                if spec.ranges or spec.auto:
+                    raise UsageError(f"{spec.text}: does not go with --no-splice")
 
 
 def _check_process(values: Values, operands: list[str]) -> None:
@@ -610,7 +618,3 @@ def _check_not_yet(values: Values) -> None:
         if option.not_yet and asked:
             given = asked[0].text if option.take is _ports else f"--{option.long}"
             raise NotYetError(f"{given}: {option.not_yet}")
-    for key in ("tcp_ports", "udp_ports"):
-        for spec in values.get(key, ()):
-            if spec.auto:
-                raise NotYetError(f"{spec.text}: finding ports by itself is not there yet, name them")

@@ -19,6 +19,11 @@ cdef enum:  # Counter
     C_TCP_TIMED_OUT
     C_UDP_FLOWS
     C_PING_FLOWS
+    C_SPLICE_OPENED
+    C_SPLICE_CLOSED
+    C_SPLICE_RESET
+    C_SPLICE_BYTES
+    C_UDP_SPLICE_FLOWS
     C_FLOW_REFUSED
     # events
     C_TCP_RST_SENT
@@ -39,6 +44,8 @@ cdef enum:  # Counter
     C_FRAGMENTS_IN
     C_REASSEMBLED
     C_LINK_DOWN
+    C_SOCKETS_MADE
+    C_SOCKETS_STALLED
     C_SLOW_ERRORS
     # dropped frames of the guest
     C_DROP_RUNT
@@ -70,6 +77,7 @@ cdef enum:  # Counter
     C_DROP_LINK_FULL
     C_DROP_LINK_ERROR
     C_DROP_UDP_INBOUND
+    C_DROP_UDP_SPLICE
     C_COUNT
 
 ctypedef uint64_t Counters[C_COUNT]

@@ -11,17 +11,26 @@ cdef enum FlowKind:
     FLOW_TCP
     FLOW_UDP
     FLOW_PING
+    FLOW_SPLICE
+
+cdef enum Pif:  # where a side lives
+    PIF_TAP
+    PIF_HOST
+    PIF_SPLICE  # the guest's namespace, reached by sockets in it
 
 cdef enum:
     FLOW_NONE = 0xFFFFFFFFU  # no flow: indices below it are valid
 
-cdef struct FlowKey:  # the guest's side; 40 bytes without a hole, hashed and compared as they are
+# The guest's side; 40 bytes without a hole, hashed and compared as they are. Of a flow that bypasses the tap: `remote` is
+# who opened it, `guest` what was asked, both as they are at `pif`.
+cdef struct FlowKey:
     addr_t guest  # the guest's address
     addr_t remote  # the other end as the guest sees it
     uint16_t gport  # host order; ping: the identifier
     uint16_t rport  # ping: 0
     uint8_t protocol  # PROTO_*
-    uint8_t zero[3]
+    uint8_t pif  # PIF_TAP; of a flow that bypasses the tap where it was opened
+    uint8_t zero[2]
 
 cdef struct TcpFlow:
     TcpConn conn
@@ -55,6 +64,19 @@ cdef struct UdpFlow:
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t ttl  # of the socket
     uint8_t tos
+    uint32_t listener  # of a flow that bypasses the tap: where answers leave
+
+cdef struct SpliceFlow:  # a TCP connection that bypasses the tap; sides: 0 who opened it (Flow.fd), 1 the other
+    int other  # socket of side 1
+    uint32_t pipe[2]  # what is on its way from this side to the other, index of a pipe + 1; 0: nothing is
+    uint32_t held[2]  # bytes in it
+    uint8_t readable[2]  # may have data, or its end
+    uint8_t hangup[2]  # will not say again that there is something: read to the end
+    uint8_t urgent[2]  # urgent data stands in the way of splice(2)
+    uint8_t ended[2]  # the end was read
+    uint8_t told[2]  # and passed on
+    uint8_t connected
+    uint8_t queued  # in the worker's list of flows to continue
 
 cdef struct PingFlow:
     uint64_t last
@@ -64,6 +86,7 @@ cdef union FlowState:
     TcpFlow tcp
     UdpFlow udp
     PingFlow ping
+    SpliceFlow splice
 
 cdef struct Flow:
     FlowKey key

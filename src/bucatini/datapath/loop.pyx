@@ -18,7 +18,8 @@ from bucatini.datapath.counters cimport (
 )
 from bucatini.datapath.fault cimport FAULTS, fault_close, fault_open
 from bucatini.datapath.flow cimport (
-    FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_TCP, FLOW_UDP, Flow, FlowTable, flow_table_free, flow_table_init,
+    FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_SPLICE, FLOW_TCP, FLOW_UDP, PIF_HOST, PIF_SPLICE, Flow, FlowTable,
+    flow_table_free, flow_table_init,
 )
 from bucatini.datapath.headers cimport (
     FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_t, vnet_hdr,
@@ -28,31 +29,30 @@ from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
 from bucatini.datapath.link_tap cimport tap_close, tap_open
 from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UDP, FrameRef, parse_frame
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
+from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
 from bucatini.datapath.syscalls cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime, close, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, timespec,
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime, close, dup,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec,
 )
 from bucatini.datapath.tcp_forward cimport tcp_listener
 from bucatini.datapath.tcp_io cimport (
     tcp_acknowledge, tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_timer,
 )
+from bucatini.datapath.tcp_splice cimport splice_continue, splice_event, splice_free, splice_init
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (
     udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init, udp_listener, udp_timer,
 )
 from bucatini.datapath.worker cimport (
-    LISTENER_MAX, REF_FLOW, REF_LINK, REF_LISTENER, REF_PYTHON, Family, Listener, Worker, count, worker_next,
+    LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
+    count, worker_next,
 )
 
 import os
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EINTR
-
-
-cdef extern from "<unistd.h>" nogil:
-    int dup(int fd)
+    int errno, EINTR, ENOSPC
 
 
 cdef enum:
@@ -121,6 +121,7 @@ cdef class DataPath:
     cdef bint faulty  # links[1] makes faults
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
+    cdef uint32_t unused  # listeners before this one are all in use
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
@@ -148,8 +149,10 @@ cdef class DataPath:
         w.ready_tail = FLOW_NONE
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
+        w.listener_limit = listeners
         w.listeners = <Listener *> calloc(listeners, sizeof(Listener))
-        if w.listeners == NULL or tcp_init(w) < 0 or udp_init(w) < 0 or reassemble_init(w) < 0:
+        if (w.listeners == NULL or tcp_init(w) < 0 or udp_init(w) < 0 or reassemble_init(w) < 0
+                or splice_init(w) < 0):
             raise MemoryError
         w.epoll = epoll_create1(EPOLL_CLOEXEC)
         w.spare_fd = dup(w.epoll)
@@ -175,17 +178,23 @@ cdef class DataPath:
             udp_free(&self.w)
         if self.w.reassembly != NULL:
             reassemble_free(&self.w)
+        if self.w.splice != NULL:
+            splice_free(&self.w)
+        if self.w.sockets != NULL:
+            sockets_free(&self.w)
         free(self.w.listeners)
         if self.table.flows != NULL:
             flow_table_free(&self.table)
 
-    def settings(self, *, int mtu, bytes our_mac, bint no_tcp, bint no_udp, bint no_icmp, bint freebind, bint peek_off):
+    def settings(self, *, int mtu, bytes our_mac, bint no_tcp, bint no_udp, bint no_icmp, bint freebind, bint peek_off,
+                 bint host_lo_to_ns_lo=False):
         """Set what holds for the whole run.
 
         Args:
             mtu: of the guest's link, bytes, 1280..65520 (68 and up without IPv6).
             our_mac: 6 bytes.
             peek_off: whether SO_PEEK_OFF works on TCP sockets here.
+            host_lo_to_ns_lo: what bypasses the tap arrives on the namespace's loopback, not at the guest's address.
         """
         if len(our_mac) != 6 or not 68 <= mtu <= 65535:
             raise ValueError("mtu or our_mac")
@@ -196,6 +205,7 @@ cdef class DataPath:
         self.w.settings.no_icmp = no_icmp
         self.w.settings.freebind = freebind
         self.w.settings.peek_off = peek_off
+        self.w.settings.host_lo_to_ns_lo = host_lo_to_ns_lo
 
     def family(self, int version, *, bytes guest, bint learn, bytes ours, bytes map_host_loopback=b"",
                bytes map_guest_addr=b"", bytes host=b"", bytes dns_forward=b"", bytes dns_host=b"",
@@ -283,27 +293,57 @@ cdef class DataPath:
         self.slow = slow
         self._slow_timer()
 
+    def open_sockets(self, int fd):
+        """Get sockets of the guest's namespace from the maker behind `fd` (`socket_pool`)."""
+        cdef int error = sockets_open(&self.w, fd)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+
     def add_listener(self, int fd, int protocol, int version, int port, int to, *, bytes address=b"",
-                     bytes to_address=b"", int scope_id=0):
-        """Serve a bound socket: listening (TCP) or not connected (UDP).
+                     bytes to_address=b"", int scope_id=0, bint guest=False, bint bypass=False):
+        """Serve a bound socket: listening (TCP) or not connected (UDP). Returns a handle for `remove_listener`.
 
         Args:
             version: 4, 6, or 0 for dual stack.
-            port: it is bound to; `to`: the guest's. Host order.
+            port: it is bound to; `to`: on the other side. Host order.
+            guest: it is bound in the guest's namespace, not on the host.
+            bypass: local connections go from socket to socket; from the guest's namespace no others go at all.
+
+        Raises:
+            OSError: ENOSPC when as many listeners as were reserved are there.
         """
-        cdef uint32_t index = self.w.listener_count
-        cdef Listener *listener = &self.w.listeners[index]
+        cdef uint32_t index = self.unused
+        cdef Listener *listener
+        while index < self.w.listener_count and self.w.listeners[index].used:
+            index += 1
+        if index == self.w.listener_limit:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        listener = &self.w.listeners[index]
+        memset(listener, 0, sizeof(Listener))
         listener.fd = fd
         listener.protocol = protocol
         listener.version = version
+        listener.pif = PIF_SPLICE if guest else PIF_HOST
+        listener.bypass = bypass
         listener.port = port
         listener.to = to
         listener.scope_id = scope_id
         parse_address(&listener.address, address)
         parse_address(&listener.to_address, to_address)
-        listener.used = True
         self._register(fd, <uint64_t> REF_LISTENER << 56 | index)
-        self.w.listener_count += 1
+        listener.used = True
+        self.unused = index + 1
+        if index == self.w.listener_count:
+            self.w.listener_count += 1
+        return index
+
+    def remove_listener(self, uint32_t index):
+        """Close a listener; what it has opened goes on."""
+        cdef Listener *listener = &self.w.listeners[index]
+        if index < self.w.listener_count and listener.used:
+            close(listener.fd)
+            listener.used = False
+            self.unused = min(self.unused, index)
 
     def watch(self, int fd, callback):
         """Call `callback()` whenever `fd` is readable."""
@@ -364,22 +404,28 @@ cdef class DataPath:
                 index = <uint32_t> ref
                 if kind == REF_LINK:
                     link_ready = True
-                elif kind == REF_FLOW:
+                elif kind == REF_FLOW or kind == REF_FLOW_OTHER:
                     flow = &self.table.flows[index]
                     generation = <uint32_t> (ref >> 32) & 0xFFFFFF
                     # An event may be of a socket that an earlier event of this turn has closed
                     if flow.kind != FLOW_FREE and (flow.generation & 0xFFFFFF) == generation:
                         if flow.kind == FLOW_TCP:
                             tcp_event(w, flow, events[i].events)
+                        elif flow.kind == FLOW_SPLICE:
+                            splice_event(w, flow, kind == REF_FLOW_OTHER, events[i].events)
                         elif flow.kind == FLOW_UDP:
                             udp_event(w, flow, events[i].events)
                         else:
                             icmp_event(w, flow, events[i].events)
                 elif kind == REF_LISTENER:
-                    if w.listeners[index].protocol == PROTO_TCP:
+                    if not w.listeners[index].used:
+                        pass
+                    elif w.listeners[index].protocol == PROTO_TCP:
                         tcp_listener(w, &w.listeners[index])
                     else:
                         udp_listener(w, &w.listeners[index])
+                elif kind == REF_SOCKETS:
+                    sockets_event(w)
                 else:
                     self._python(index)
             if link_ready or (self.faulty and self.links[1].wake_at and w.now >= self.links[1].wake_at):
@@ -433,6 +479,8 @@ cdef class DataPath:
             index = flow.index
             if flow.kind == FLOW_TCP:
                 tcp_continue(w, flow)
+            elif flow.kind == FLOW_SPLICE:
+                splice_continue(w, flow)
             else:
                 udp_continue(w, flow)
             if index == last:

@@ -17,6 +17,15 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t count)
     ssize_t write(int fd, const void *buf, size_t count)
     int close(int fd)
+    int dup(int fd)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+    int POLLIN, POLLERR, POLLHUP
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct sockaddr:
@@ -39,6 +48,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int socket(int domain, int type, int protocol)
     int bind(int fd, const sockaddr *addr, socklen_t size)
     int connect(int fd, const sockaddr *addr, socklen_t size)
+    int listen(int fd, int backlog)
     int accept4(int fd, sockaddr *addr, socklen_t *size, int flags)
     int shutdown(int fd, int how)
     int getsockname(int fd, sockaddr *addr, socklen_t *size)
@@ -53,9 +63,9 @@ cdef extern from "<sys/socket.h>" nogil:
     uint8_t *CMSG_DATA(cmsghdr *cmsg)
     size_t CMSG_LEN(size_t size)
     size_t CMSG_SPACE(size_t size)
-    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int AF_INET, AF_INET6, AF_NETLINK, SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_NONBLOCK, SOCK_CLOEXEC, SCM_RIGHTS
     int SOL_SOCKET, SO_ERROR, SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEEK_OFF, SO_BINDTODEVICE
-    int MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_ERRQUEUE, MSG_MORE
+    int MSG_PEEK, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, MSG_ERRQUEUE, MSG_MORE, MSG_CMSG_CLOEXEC
     int SHUT_WR, SHUT_RDWR
 
 cdef extern from * nogil:
@@ -64,6 +74,8 @@ cdef extern from * nogil:
     #define _GNU_SOURCE
     #endif
     #include <sys/socket.h>
+    #include <fcntl.h>
+    #include <unistd.h>
     #include <netinet/in.h>
     #include <netinet/tcp.h>
     #include <netinet/udp.h>
@@ -82,6 +94,10 @@ cdef extern from * nogil:
     cdef struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
+    ssize_t splice(int from_, void *from_offset, int to, void *to_offset, size_t size, unsigned int flags)
+    int pipe2(int *fds, int flags)
+    int fcntl(int fd, int command, ...)
+    int SPLICE_F_MOVE, SPLICE_F_NONBLOCK, F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, void *timeout)
     cdef struct in_addr:

@@ -1,4 +1,4 @@
-"""Connections of the host's side: accepted on a forward, offered to the guest by a SYN.
+"""Connections of the host's side: accepted on a forward, offered to the guest by a SYN; local ones bypass the tap.
 
 What cannot be served is reset at once: the peer's connect() has succeeded, its first read says what came of it.
 Descriptors that have run out must not keep a listener ready: the spare one is given up for a moment to take the
@@ -9,11 +9,11 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.counters cimport C_FLOW_REFUSED, C_TCP_OPENED_HOST
-from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, flow_find, flow_new
+from bucatini.datapath.flow cimport FLOW_TCP, PIF_HOST, FlowKey, flow_find, flow_new
 from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, getsockopt,
+    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, dup, getsockopt,
     linger, setsockopt, socklen_t,
 )
 from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
@@ -21,6 +21,7 @@ from bucatini.datapath.tcp_io cimport (
     tcp_abort_host, tcp_bound_now, tcp_emit_reset, tcp_emit_syn, tcp_forget, tcp_initial_number, tcp_our_mss,
     tcp_prepare, tcp_watch,
 )
+from bucatini.datapath.tcp_splice cimport splice_accept
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_inbound
 from bucatini.datapath.worker cimport count
@@ -28,10 +29,6 @@ from bucatini.datapath.worker cimport count
 
 cdef extern from "<errno.h>" nogil:
     int errno, ECONNABORTED, EINTR, EMFILE, ENFILE
-
-
-cdef extern from "<unistd.h>" nogil:
-    int dup(int fd)
 
 
 cdef enum:
@@ -107,7 +104,13 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
         size = sizeof(sa)
         fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
-            open_from_host(w, listener, fd, &sa)
+            if splice_accept(w, listener, fd, &sa):
+                continue
+            if listener.pif == PIF_HOST and w.link != NULL:
+                open_from_host(w, listener, fd, &sa)
+            else:
+                count(w, C_FLOW_REFUSED)
+                reject(fd)
         elif errno == EMFILE or errno == ENFILE:
             # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
             count(w, C_FLOW_REFUSED)

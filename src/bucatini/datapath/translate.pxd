@@ -19,3 +19,6 @@ cdef int translate_inbound(Worker *w, const Listener *listener, const addr_t *pe
                            addr_t *guest) noexcept nogil
 # The address by which the guest knows a host address that reports an error (U2): the mapped one where there is one.
 cdef void translate_reporter(Worker *w, addr_t *address) noexcept nogil
+# Whether what came from `peer` and asked for `asked` on a listener bypasses the tap, and where it goes then.
+cdef bint translate_bypass(Worker *w, const Listener *listener, const addr_t *peer, const addr_t *asked,
+                           addr_t *out) noexcept nogil

@@ -8,6 +8,10 @@ is translated is what two ends of the same address cannot mean otherwise:
 * guest to `dns_forward`, ports 53 and 853: the host's resolver.
 * host loopback, or the shadowed address, to a forward: comes from one of those addresses, else from `ours`.
 
+What bypasses the tap comes from a loopback. From the host's it goes to the guest's own address, or to the namespace's
+loopback (`host_lo_to_ns_lo`); from the namespace's to the same address of the host's loopback (L3); anywhere else if the
+forward says so.
+
 Nothing here remembers anything: a flow keeps what was decided.
 """
 
@@ -15,6 +19,7 @@ from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.counters cimport C_DROP_IP_ADDRESS
+from bucatini.datapath.flow cimport PIF_SPLICE
 from bucatini.datapath.headers cimport (
     PROTO_UDP, addr_equal, addr_from_v4, addr_is_broadcast, addr_is_linklocal6, addr_is_loopback,
     addr_is_multicast, addr_is_unspecified, addr_is_v4, htonl,
@@ -96,3 +101,22 @@ cdef void translate_reporter(Worker *w, addr_t *address) noexcept nogil:
             memcpy(address, &family.map_guest_addr, sizeof(addr_t))
         elif maps(&family.guest, address):
             memcpy(address, &family.ours, sizeof(addr_t))
+
+
+cdef bint translate_bypass(Worker *w, const Listener *listener, const addr_t *peer, const addr_t *asked,
+                           addr_t *out) noexcept nogil:
+    cdef bint v4 = addr_is_v4(peer)
+    cdef Family *family = &w.v4 if v4 else &w.v6
+    if not listener.bypass or not addr_is_loopback(peer) or not family.enabled:
+        return False
+    if not addr_is_unspecified(&listener.to_address):
+        memcpy(out, &listener.to_address, sizeof(addr_t))
+    elif listener.pif == PIF_SPLICE:
+        if not addr_is_loopback(asked):
+            return False
+        memcpy(out, asked, sizeof(addr_t))
+    elif w.settings.host_lo_to_ns_lo:
+        loopback_of(out, v4)
+    else:
+        memcpy(out, &family.guest, sizeof(addr_t))
+    return not addr_is_unspecified(out) and addr_is_v4(out) == v4

@@ -1,9 +1,12 @@
 """Interface of UDP flows (`udp.pyx`)."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from bucatini.datapath.flow cimport Flow
+from bucatini.datapath.flow cimport Flow, FlowKey
+from bucatini.datapath.headers cimport addr_t
 from bucatini.datapath.parse cimport FrameRef
+from bucatini.datapath.sockaddr cimport sockaddr_any
+from bucatini.datapath.syscalls cimport iovec, msghdr
 from bucatini.datapath.worker cimport Listener, Worker
 
 cdef int udp_init(Worker *w) noexcept nogil  # reserves the batch buffers; 0 or -errno
@@ -16,3 +19,31 @@ cdef void udp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put 
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil  # datagrams on a forward, level triggered
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil  # its timer fired
 cdef void udp_close(Worker *w, Flow *flow) noexcept nogil  # before worker_drop_flow: what the module keeps of it
+
+# For `udp_splice`
+cdef enum:
+    UDP_SLOTS = 64  # datagrams received at once
+    UDP_CONTROL = 64  # bytes of control data of one
+
+cdef struct Slot:  # a received datagram
+    uint8_t *payload
+    uint32_t size
+    sockaddr_any *name  # where it came from
+    msghdr *message
+
+# Receives up to `n` datagrams; `names`: with where they came from and went to. As recvmmsg(2).
+cdef int udp_receive(Worker *w, int fd, int n, bint names) noexcept nogil
+cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil
+# How many of the `n` datagrams received, from `first` on, may go in one send: equal ones and a shorter last.
+cdef int udp_run_length(Worker *w, int first, int n) noexcept nogil
+# The address that a datagram was sent to; unspecified when unknown.
+cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil
+# One sendmsg to where the socket is connected, or to `message.msg_name`; `segment`: size of the datagrams, 0: one.
+cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil
+cdef bint udp_segments_refused(int error) noexcept nogil
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil  # NULL: refused (counted)
+cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
+cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
+cdef bint udp_make_room(Worker *w) noexcept nogil  # closes a flow that may go
+# Sockets of ours that hold a source port, where they are (`Pif`).
+cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil

@@ -24,7 +24,7 @@ Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an 
 the last datagram was and waits again or closes.
 
 Limits. When there is no descriptor or flow left, the flow that has been idle longest goes, if it had its answer or a
-second of silence (`make_room`); the list by age is put right then, not with every datagram. Else the new one is
+second of silence (`udp_make_room`); the list by age is put right then, not with every datagram. Else the new one is
 refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
@@ -41,7 +41,7 @@ from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
     C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_EVICTED, C_UDP_FLOWS,
 )
-from bucatini.datapath.flow cimport FLOW_NONE, FLOW_UDP, FlowKey, UdpFlow, flow_find, flow_new
+from bucatini.datapath.flow cimport FLOW_NONE, FLOW_UDP, PIF_HOST, PIF_SPLICE, PIF_TAP, FlowKey, UdpFlow, flow_find, flow_new
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
     addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
@@ -59,6 +59,7 @@ from bucatini.datapath.syscalls cimport (
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound, translate_reporter
+from bucatini.datapath.udp_splice cimport udp_splice_answers, udp_splice_serve
 from bucatini.datapath.worker cimport (
     Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
 )
@@ -84,13 +85,11 @@ cdef extern from *:
 cdef enum:
     RUN_MAX = 64  # datagrams of one UDP_SEGMENT send (UDP_MAX_SEGMENTS before Linux 6.9) and of one USO frame
     RUN_BYTES = 65000
-    SLOTS = 64
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
-    CONTROL = 64  # bytes of control data per datagram
     SHARE = 4  # receive calls in one turn of a flow
     ERRORS = 16  # errors taken from a queue in one turn
     FRESH = 64  # new flows of a forward in one go
-    DRAIN = 1024  # datagrams taken from a forward in one go
+    DRAIN = 16  # receive calls on a forward in one turn
     DNS = 53
     TTL_DEFAULT = 64
 
@@ -111,17 +110,17 @@ cdef struct Run:  # datagrams of one flow on their way to its socket
 cdef struct Udp:
     Run runs[LINK_BATCH]
     uint32_t count
-    mmsghdr messages[SLOTS]
-    iovec iov[SLOTS]
-    sockaddr_any names[SLOTS]
-    uint8_t control[SLOTS * CONTROL]
+    mmsghdr messages[UDP_SLOTS]
+    iovec iov[UDP_SLOTS]
+    sockaddr_any names[UDP_SLOTS]
+    uint8_t control[UDP_SLOTS * UDP_CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
     uint32_t fresh[FRESH]  # flows that a forward has just opened
     uint32_t fresh_count
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
-    uint16_t held[2 * 65536]  # our sockets bound to a port, IPv4 then IPv6
+    uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
     uint8_t *slots
 
 
@@ -129,12 +128,23 @@ cdef inline Udp *udp(Worker *w) noexcept nogil:
     return <Udp *> w.udp
 
 
+cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil:
+    return &udp(w).held[(0 if pif == PIF_HOST else 131072) + (0 if v4 else 65536) + port]
+
+
+cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil:
+    out.payload = udp(w).slots + index * SLOT
+    out.size = udp(w).messages[index].msg_len
+    out.name = &udp(w).names[index]
+    out.message = &udp(w).messages[index].msg_hdr
+
+
 cdef int udp_init(Worker *w) noexcept nogil:
-    cdef uint8_t *memory = <uint8_t *> mmap(NULL, SLOTS * SLOT + sizeof(Udp), PROT_READ | PROT_WRITE,
+    cdef uint8_t *memory = <uint8_t *> mmap(NULL, UDP_SLOTS * SLOT + sizeof(Udp), PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == <uint8_t *> MAP_FAILED:
         return -ENOMEM
-    w.udp = memory + SLOTS * SLOT
+    w.udp = memory + UDP_SLOTS * SLOT
     udp(w).slots = memory
     udp(w).oldest = FLOW_NONE
     udp(w).newest = FLOW_NONE
@@ -142,7 +152,7 @@ cdef int udp_init(Worker *w) noexcept nogil:
 
 
 cdef void udp_free(Worker *w) noexcept nogil:
-    munmap(udp(w).slots, SLOTS * SLOT + sizeof(Udp))
+    munmap(udp(w).slots, UDP_SLOTS * SLOT + sizeof(Udp))
 
 
 # To the host
@@ -174,30 +184,37 @@ cdef uint32_t path_mtu(Flow *flow) noexcept nogil:
     return <uint32_t> value if value > 0 else 1280
 
 
-cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
-    """One sendmsg; `segment`: size of the datagrams, 0: one. 0 or -errno; an earlier one's error is passed over."""
+cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
+    """0 or -errno; an earlier datagram's error is passed over. Control data, if there is any, is `UDP_CONTROL` bytes."""
     cdef int _i
-    cdef msghdr message
-    cdef uint8_t[CONTROL] control
+    cdef uint8_t[UDP_CONTROL + 32] control
+    cdef size_t used = message.msg_controllen
     cdef cmsghdr *cmsg
-    memset(&message, 0, sizeof(message))
-    message.msg_iov = iov
-    message.msg_iovlen = n
     if segment:
-        memset(control, 0, CONTROL)
-        message.msg_control = control
-        message.msg_controllen = CMSG_SPACE(sizeof(uint16_t))
-        cmsg = CMSG_FIRSTHDR(&message)
+        memset(control, 0, sizeof(control))
+        memcpy(control, message.msg_control, used)
+        cmsg = <cmsghdr *> (control + used)
         cmsg.cmsg_level = SOL_UDP
         cmsg.cmsg_type = UDP_SEGMENT
         cmsg.cmsg_len = CMSG_LEN(sizeof(uint16_t))
         memcpy(CMSG_DATA(cmsg), &segment, sizeof(uint16_t))
+        message.msg_control = control
+        message.msg_controllen = used + CMSG_SPACE(sizeof(uint16_t))
     for _i in range(3):
-        if sendmsg(flow.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
+        if sendmsg(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             return 0
         if errno != EINTR and errno != ECONNREFUSED:
             break
     return -errno
+
+
+cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
+    """One send to the flow's socket; `segment`: size of the datagrams, 0: one. 0 or -errno."""
+    cdef msghdr message
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = iov
+    message.msg_iovlen = n
+    return udp_send(flow.fd, &message, segment)
 
 
 cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexcept nogil:
@@ -224,7 +241,7 @@ cdef void send_pieces(Worker *w, Flow *flow, uint8_t *payload, uint32_t total, u
         at += size
 
 
-cdef inline bint segments_refused(int error) noexcept nogil:
+cdef bint udp_segments_refused(int error) noexcept nogil:
     """Whether an error says that UDP_SEGMENT does not work here, rather than that the datagrams cannot go."""
     return error == EINVAL or error == EMSGSIZE or error == EIO or error == EOPNOTSUPP
 
@@ -243,7 +260,7 @@ cdef void flush_run(Worker *w, Run *run) noexcept nogil:
         error = -send_out(flow, run.iov, n, <uint16_t> run.size)
         if error == 0:
             return
-        if not segments_refused(error):
+        if not udp_segments_refused(error):
             if error != EAGAIN and error != ENOBUFS and error != ENOMEM:
                 tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base,
                            run.size)
@@ -284,7 +301,7 @@ cdef void send_superframe(Worker *w, Flow *flow, const FrameRef *ref) noexcept n
             if error == 0:
                 at += part
                 continue
-            if segments_refused(error):
+            if udp_segments_refused(error):
                 flow.u.udp.no_segment = 1
         send_pieces(w, flow, ref.payload + at, part, size)
         at += part
@@ -389,13 +406,13 @@ cdef void list_as_newest(Worker *w, Flow *flow) noexcept nogil:
     udp(w).newest = flow.index
 
 
-cdef inline void opened(Worker *w, Flow *flow) noexcept nogil:
+cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
     count(w, C_UDP_FLOWS)
     flow.u.udp.last = w.now
     list_as_newest(w, flow)
 
 
-cdef bint make_room(Worker *w) noexcept nogil:
+cdef bint udp_make_room(Worker *w) noexcept nogil:
     """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
     cdef Flow *flow
     cdef UdpFlow *u
@@ -407,17 +424,17 @@ cdef bint make_room(Worker *w) noexcept nogil:
         u = &flow.u.udp
         if not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
             count(w, C_UDP_EVICTED)
-            close_flow(w, flow)
+            udp_close_flow(w, flow)
             return True
         unlist(w, flow)
         list_as_newest(w, flow)
     return False
 
 
-cdef Flow *new_flow(Worker *w, const FlowKey *key) noexcept nogil:
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
-    if flow == NULL and make_room(w):
+    if flow == NULL and udp_make_room(w):
         flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
@@ -433,7 +450,7 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and make_room(w):
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno
@@ -453,7 +470,7 @@ cdef void bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogi
     cdef addr_t any_
     cdef const addr_t *source = &target.source
     cdef bint v4 = addr_is_v4(&target.address)
-    cdef uint16_t *held = &udp(w).held[flow.key.gport + (0 if v4 else 65536)]
+    cdef uint16_t *held = udp_held(w, PIF_HOST, v4, flow.key.gport)
     cdef int one = 1
     if addr_is_unspecified(source):
         memset(&any_, 0, sizeof(any_))
@@ -488,7 +505,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         count(w, -verdict)
         return NULL
     worker_key(&key, ref)
-    flow = new_flow(w, &key)
+    flow = udp_new_flow(w, &key)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, &target.address, sizeof(addr_t))
@@ -506,16 +523,16 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         error = errno
         count(w, C_DROP_UDP_NO_SOCKET)
         tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
-        close_flow(w, flow)
+        udp_close_flow(w, flow)
         return NULL
-    opened(w, flow)
+    udp_opened(w, flow)
     if flow.u.udp.bound_port:
         take_early(w, flow, NULL)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
 
-cdef void close_flow(Worker *w, Flow *flow) noexcept nogil:
+cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil:
     udp_close(w, flow)
     worker_drop_flow(w, flow)
 
@@ -527,7 +544,9 @@ cdef void udp_close(Worker *w, Flow *flow) noexcept nogil:
         udp(w).runs[u.batch - 1].flow = NULL
         u.batch = 0
     if u.bound_port:
-        udp(w).held[u.bound_port + (0 if addr_is_v4(&flow.target) else 65536)] -= 1
+        # What was opened on the host and bypasses the tap is bound in the namespace
+        udp_held(w, PIF_SPLICE if flow.key.pif == PIF_HOST else PIF_HOST, addr_is_v4(&flow.target),
+                 u.bound_port)[0] -= 1
         u.bound_port = 0
 
 
@@ -555,8 +574,8 @@ cdef void deliver_one(Worker *w, const FlowKey *key, uint8_t *payload, uint32_t 
     link.send(link, u.frame, 3, &vnet)
 
 
-cdef int run_length(Udp *u, int first, int n) noexcept nogil:
-    """Return how many datagrams from `first` on may travel as one superframe: equal ones and a shorter last."""
+cdef int udp_run_length(Worker *w, int first, int n) noexcept nogil:
+    cdef Udp *u = udp(w)
     cdef uint32_t size = u.messages[first].msg_len, total = size
     cdef int i = first + 1
     if size == 0:
@@ -582,7 +601,7 @@ cdef void deliver(Worker *w, Flow *flow, int n) noexcept nogil:
     if flow.u.udp.to_guest < 1000:
         flow.u.udp.to_guest += n
     while first < n:
-        run = run_length(u, first, n) if link.features & LINK_USO else 1
+        run = udp_run_length(w, first, n) if link.features & LINK_USO else 1
         if run == 1:
             deliver_one(w, &flow.key, u.slots + first * SLOT, u.messages[first].msg_len)
         else:
@@ -597,7 +616,7 @@ cdef void deliver(Worker *w, Flow *flow, int n) noexcept nogil:
         first += run
 
 
-cdef int receive(Worker *w, int fd, int n, bint names) noexcept nogil:
+cdef int udp_receive(Worker *w, int fd, int n, bint names) noexcept nogil:
     """Receive up to `n` datagrams into the slots; `names`: with where they came from and went to. As recvmmsg(2)."""
     cdef Udp *u = udp(w)
     cdef msghdr *message
@@ -612,8 +631,8 @@ cdef int receive(Worker *w, int fd, int n, bint names) noexcept nogil:
         if names:
             message.msg_name = &u.names[i]
             message.msg_namelen = sizeof(sockaddr_any)
-            message.msg_control = u.control + i * CONTROL
-            message.msg_controllen = CONTROL
+            message.msg_control = u.control + i * UDP_CONTROL
+            message.msg_controllen = UDP_CONTROL
         else:
             message.msg_name = NULL
             message.msg_namelen = 0
@@ -627,13 +646,13 @@ cdef void drain(Worker *w, Flow *flow) noexcept nogil:
     cdef int _i
     cdef int n
     for _i in range(SHARE):
-        n = receive(w, flow.fd, SLOTS, False)
+        n = udp_receive(w, flow.fd, UDP_SLOTS, False)
         if n < 0:
             if errno == EINTR or errno == ECONNREFUSED:
                 continue
             return
         deliver(w, flow, n)
-        if n < SLOTS:
+        if n < UDP_SLOTS:
             return
     if not flow.u.udp.queued:
         flow.u.udp.queued = 1
@@ -641,6 +660,9 @@ cdef void drain(Worker *w, Flow *flow) noexcept nogil:
 
 
 cdef void udp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
+    if flow.key.pif != PIF_TAP:
+        udp_splice_answers(w, flow)
+        return
     if events & EPOLLERR:
         take_errors(w, flow)
     if events & EPOLLIN:
@@ -649,7 +671,10 @@ cdef void udp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
 
 cdef void udp_continue(Worker *w, Flow *flow) noexcept nogil:
     flow.u.udp.queued = 0
-    drain(w, flow)
+    if flow.key.pif != PIF_TAP:
+        udp_splice_answers(w, flow)
+    else:
+        drain(w, flow)
 
 
 cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
@@ -710,8 +735,8 @@ cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
     cdef uint16_t port
     cdef int n
     cdef int _i
-    for _i in range(SLOTS):
-        n = receive(w, flow.fd, 1, True)
+    for _i in range(UDP_SLOTS):
+        n = udp_receive(w, flow.fd, 1, True)
         if n <= 0:
             return
         port = sockaddr_read(&u.names[0], &peer)
@@ -723,7 +748,7 @@ cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
             count(w, C_DROP_UDP_INBOUND)
 
 
-cdef void asked_address(const msghdr *message, addr_t *out) noexcept nogil:
+cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
     """Find the address that a datagram was sent to; unspecified when unknown."""
     cdef cmsghdr *cmsg = CMSG_FIRSTHDR(<msghdr *> message)
     memset(out, 0, sizeof(addr_t))
@@ -743,7 +768,7 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
     cdef sockaddr_any sa
     cdef socklen_t size
     cdef int one = 1
-    cdef Flow *flow = new_flow(w, key)
+    cdef Flow *flow = udp_new_flow(w, key)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, peer, sizeof(addr_t))
@@ -757,13 +782,13 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
         if bind(flow.fd, &sa.sa, size) == 0:
             size = sockaddr_fill(&sa, peer, port, scope_id)
             if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
-                opened(w, flow)
+                udp_opened(w, flow)
                 timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
                 return flow
     else:
         flow.fd = -1
     count(w, C_DROP_UDP_NO_SOCKET)
-    close_flow(w, flow)
+    udp_close_flow(w, flow)
     return NULL
 
 
@@ -786,7 +811,7 @@ cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
         return
     flow = flow_find(w.flows, &key)
     if flow == NULL:
-        asked_address(&u.messages[slot].msg_hdr, &asked)
+        udp_asked_address(&u.messages[slot].msg_hdr, &asked)
         if addr_is_unspecified(&asked) and not addr_is_unspecified(&listener.address):
             memcpy(&asked, &listener.address, sizeof(addr_t))
         if addr_is_unspecified(&asked) and addr_is_v4(&peer):
@@ -808,7 +833,7 @@ cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
 
 
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
-    """One datagram at a time: most go to a flow's own socket, only the first of each comes here.
+    """Datagrams on a forward. Of those that go over the tap most are on a flow's own socket: only first ones come here.
 
     What waits here is older than what has come on the sockets that it opens: first all of it, then theirs (U9).
     Departure: of another new peer, what came on a socket between its bind() and connect() may be overtaken by what that
@@ -816,15 +841,27 @@ cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
     """
     cdef Udp *u = udp(w)
     cdef Flow *flow
-    cdef uint32_t i = 0
+    cdef uint32_t next_ = 0
     cdef int _i
+    cdef int n, i, room, done
     for _i in range(DRAIN):
-        if u.fresh_count == FRESH or receive(w, listener.fd, 1, True) != 1:
+        room = FRESH - <int> u.fresh_count
+        n = udp_receive(w, listener.fd, room if room < UDP_SLOTS else UDP_SLOTS, True)
+        i = 0
+        while i < n:
+            done = udp_splice_serve(w, listener, i, n)
+            if done == 0:
+                done = 1
+                if listener.pif == PIF_HOST and w.link != NULL:
+                    serve(w, listener, i)
+                else:
+                    count(w, C_DROP_UDP_INBOUND)
+            i += done
+        if n < UDP_SLOTS or u.fresh_count == FRESH:
             break
-        serve(w, listener, 0)
-    while i < u.fresh_count:  # which may become more
-        flow = &w.flows.flows[u.fresh[i]]
-        i += 1
+    while next_ < u.fresh_count:  # which may become more
+        flow = &w.flows.flows[u.fresh[next_]]
+        next_ += 1
         if flow.kind == FLOW_UDP and flow.u.udp.fresh:
             flow.u.udp.fresh = 0
             take_early(w, flow, listener)
@@ -839,6 +876,6 @@ cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil:
     elif u.to_host > 2 and u.to_guest > 2:
         idle = STREAM_NS
     if w.now - u.last >= idle:
-        close_flow(w, flow)
+        udp_close_flow(w, flow)
     else:
         timer_arm(w.timers, w.flows, flow, u.last + idle)

@@ -1,7 +1,7 @@
 """`Worker`: what one thread of the packet path owns. Nothing in it is shared; nothing global is written.
 
-An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow, a listener or a
-descriptor that Python watches.
+An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow (by its socket, or by the
+second one of a spliced connection), a listener, a descriptor that Python watches, or the maker of sockets.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,6 +19,8 @@ cdef enum RefKind:
     REF_FLOW
     REF_LISTENER
     REF_PYTHON
+    REF_FLOW_OTHER
+    REF_SOCKETS
 
 cdef enum:
     LISTENER_MAX = 262144
@@ -44,11 +46,13 @@ cdef struct Listener:  # a bound forward
     int fd
     uint8_t protocol
     uint8_t version  # 4, 6, or 0: dual stack
-    uint16_t port  # host's, host order
-    uint16_t to  # guest's
+    uint8_t pif  # PIF_HOST, or PIF_SPLICE: bound in the guest's namespace
+    bint bypass  # local connections go from socket to socket
+    uint16_t port  # host order
+    uint16_t to  # on the other side
     uint32_t scope_id
     addr_t address  # bound on, unspecified: any
-    addr_t to_address  # of the guest, unspecified: the guest's own
+    addr_t to_address  # on the other side, unspecified: the guest's own; from the namespace: what was asked
     bint used
 
 cdef struct WorkerSettings:  # fixed while the worker runs
@@ -58,6 +62,7 @@ cdef struct WorkerSettings:  # fixed while the worker runs
     bint no_icmp
     bint freebind
     bint peek_off  # SO_PEEK_OFF works for TCP
+    bint host_lo_to_ns_lo  # what bypasses the tap arrives on the namespace's loopback, not at the guest's address
     uint8_t our_mac[6]
 
 cdef struct Worker:
@@ -70,6 +75,7 @@ cdef struct Worker:
     Family v6
     Listener *listeners
     uint32_t listener_count
+    uint32_t listener_limit
     int epoll
     uint64_t now  # ns, CLOCK_MONOTONIC, read once per turn and after waiting
     uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
@@ -82,6 +88,8 @@ cdef struct Worker:
     void *tcp  # what tcp_io keeps, private to it (a struct cannot be declared here and defined there)
     void *udp
     void *reassembly
+    void *sockets  # NULL: there is no maker
+    void *splice
 
 cdef inline Family *family_of(Worker *w, int version) noexcept nogil:
     return &w.v4 if version == 4 else &w.v6
@@ -94,6 +102,9 @@ cdef inline void count_n(Worker *w, int counter, uint64_t n) noexcept nogil:
 
 cdef inline uint64_t flow_ref(const Flow *flow) noexcept nogil:
     return (<uint64_t> REF_FLOW << 56) | (<uint64_t> (flow.generation & 0xFFFFFF) << 32) | flow.index
+
+cdef inline uint64_t other_ref(const Flow *flow) noexcept nogil:
+    return (<uint64_t> REF_FLOW_OTHER << 56) | (<uint64_t> (flow.generation & 0xFFFFFF) << 32) | flow.index
 
 # Puts a flow on the list of those to be continued in the next turn; at most once each (the caller keeps `queued`).
 cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
-from bucatini.datapath.flow cimport FLOW_NONE, FLOW_TCP, FLOW_UDP, flow_find, flow_free
+from bucatini.datapath.flow cimport FLOW_NONE, FLOW_SPLICE, FLOW_TCP, FLOW_UDP, PIF_TAP, flow_find, flow_free
 from bucatini.datapath.headers cimport PROTO_ICMP, PROTO_ICMPV6, addr_t
 from bucatini.datapath.syscalls cimport EPOLL_CTL_ADD, EPOLLET, close, epoll_ctl, epoll_event
 from bucatini.datapath.timers cimport timer_cancel
@@ -57,7 +57,8 @@ cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
 
 
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil:
-    if (flow.kind == FLOW_TCP and flow.u.tcp.queued) or (flow.kind == FLOW_UDP and flow.u.udp.queued):
+    if ((flow.kind == FLOW_TCP and flow.u.tcp.queued) or (flow.kind == FLOW_UDP and flow.u.udp.queued)
+            or (flow.kind == FLOW_SPLICE and flow.u.splice.queued)):
         unlist(w, flow)
     timer_cancel(w.timers, w.flows, flow)
     if flow.fd >= 0:
@@ -75,7 +76,8 @@ cdef void worker_key(FlowKey *key, const FrameRef *ref) noexcept nogil:
     key.gport = ref.sport
     key.rport = 0 if ref.protocol == PROTO_ICMP or ref.protocol == PROTO_ICMPV6 else ref.dport
     key.protocol = ref.protocol
-    memset(key.zero, 0, 3)
+    key.pif = PIF_TAP
+    memset(key.zero, 0, 2)
 
 
 cdef Flow *worker_find(Worker *w, const FrameRef *ref) noexcept nogil:

@@ -25,7 +25,7 @@ def write_sysctl(path: str, value: str) -> None:
 
 
 def configure(plan: Plan, settings: Settings) -> tuple[bytes, list[str]]:
-    """Configure loopback and the tap; returns the tap's MAC address, and notes on what was left out.
+    """Configure loopback and the tap, if there is one; returns the tap's MAC address, and notes on what was left out.
 
     Raises:
         HostError: the kernel refuses something that must be.
@@ -35,6 +35,8 @@ def configure(plan: Plan, settings: Settings) -> tuple[bytes, list[str]]:
     try:
         links = {info.name: info for info in link.links()}
         link.set_link(links["lo"].ifindex, name="lo")
+        if settings.splice_only:
+            return bytes(6), notes
         tap = links[plan.ifname]
         if plan.guest_mac is not None:
             link.set_link(tap.ifindex, up=False, mac=plan.guest_mac, name=plan.ifname)

@@ -25,11 +25,12 @@ from bucatini.plan.settings import Settings
 
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for the command, not for those who wait for it
 MESSAGE = 4096  # bytes at most that the child reports
+ADVICE = "user namespaces may be switched off: see 'bucatini doctor'"
 MAPS = b"m"  # the child asks for uid_map and gid_map
 DONE = b"+"
 NEEDS_RUNAS = "--netns-only needs --runas 0 as well: only root may do that"
 
-_RESULT = struct.Struct("=??6s")  # TSO, USO, MAC address of the tap; notes follow
+_RESULT = struct.Struct("=????6s")  # is there a tap, a maker of sockets; TSO, USO, MAC address of the tap; notes follow
 
 
 class Identity(NamedTuple):
@@ -39,16 +40,24 @@ class Identity(NamedTuple):
     gid: int
 
 
+class MakerEnds(NamedTuple):
+    """Descriptors of our side: sockets to the maker of sockets in the namespace."""
+
+    pool: int  # for the packet path
+    requests: int
+
+
 class Guest(NamedTuple):
     """A connected guest."""
 
-    tap: int  # descriptor
+    tap: int  # descriptor, -1: none
     tso: bool
     uso: bool
     mac: bytes
     child: int  # process to wait for, 0: none
     go: int  # descriptor: write a byte and the command starts; closed: it ends. -1: none
     notes: tuple[str, ...] = ()  # what was left out, for who debugs
+    maker: MakerEnds | None = None  # of sockets in its namespace
 
 
 class Command(NamedTuple):
@@ -69,23 +78,26 @@ class Pending:
 
     def result(self) -> Guest:
         """Return what the child made, or raise what went wrong in it."""
-        message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 1)
+        message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 3)
         if message == MAPS:
             self.sock.send(DONE if _write_maps(self.child) else b"-")
-            message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 1)
-        if not message.startswith(b"+") or not fds:
+            message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 3)
+        if not message.startswith(b"+"):
             self.sock.close()
             _, status = os.waitpid(self.child, 0)
             text = message[1:].decode(errors="replace") or f"the process that makes the namespaces ended ({status})"
             raise BucatiniError(text)
-        tso, uso, mac = _RESULT.unpack_from(message, 1)
+        has_tap, has_maker, tso, uso, mac = _RESULT.unpack_from(message, 1)
         notes = tuple(message[1 + _RESULT.size :].decode(errors="replace").splitlines())
-        os.set_inheritable(fds[0], False)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        tap = fds[0] if has_tap else -1
+        maker = MakerEnds(*fds[-2:]) if has_maker else None
         if self.stays:
-            return Guest(fds[0], tso, uso, mac, self.child, self.sock.detach(), notes)
+            return Guest(tap, tso, uso, mac, self.child, self.sock.detach(), notes, maker)
         self.sock.close()
         os.waitpid(self.child, 0)
-        return Guest(fds[0], tso, uso, mac, 0, -1, notes)
+        return Guest(tap, tso, uso, mac, 0, -1, notes, maker)
 
 
 def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
@@ -148,9 +160,7 @@ def _make_namespaces(settings: Settings, identity: Identity | None, sock: socket
     # The root of a user namespace keeps the users that it has; the first one's maps itself alone, like anybody
     several = uid == 0 and not is_real_root()
     flags = kernel.CLONE_NEWNET | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-    if settings.pidns and not settings.foreground:
-        flags |= kernel.CLONE_NEWPID
-    advice = "user namespaces may be switched off: see 'bucatini doctor'"
+    advice = ADVICE
     if settings.netns_only:
         advice = "--netns-only needs the root of a user namespace, or --runas 0" if identity is None else NEEDS_RUNAS
     else:
@@ -241,17 +251,26 @@ def _child(
 ) -> int:
     """In the child: enter, make the tap, report; then run the command. Returns an exit status."""
     try:
+        makes = settings.needs_maker()
+        if makes:  # loaded while we may: the user that we are to be might not
+            from bucatini.guest.maker import start_maker
         enter(sock)
+        maker = start_maker() if makes else None
         if run is not None:
             _die_with(parent)
-        tap = open_tap(plan.ifname)
+            if run.init:  # not earlier: the first process that is made then is its init
+                kernel.unshare(kernel.CLONE_NEWPID, "make namespaces", ADVICE)
+        tap = None if settings.splice_only else open_tap(plan.ifname)
         mac, notes = configure(plan, settings)
     except BucatiniError as error:
         sock.send(b"-" + str(error).encode(errors="replace")[:MESSAGE])
         return 1
-    report = b"+" + _RESULT.pack(tap.tso, tap.uso, mac) + "\n".join(notes).encode(errors="replace")
-    socket.send_fds(sock, [report[:MESSAGE]], [tap.fd])
-    os.close(tap.fd)
+    fds = ([tap.fd] if tap else []) + list(maker or ())
+    tso, uso = (tap.tso, tap.uso) if tap else (False, False)
+    report = b"+" + _RESULT.pack(bool(tap), bool(maker), tso, uso, mac) + "\n".join(notes).encode(errors="replace")
+    socket.send_fds(sock, [report[:MESSAGE]], fds)
+    for fd in fds:
+        os.close(fd)
     if run is None:
         return 0
     if not sock.recv(1):

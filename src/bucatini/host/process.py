@@ -23,14 +23,13 @@ def _open_null() -> int:
         raise HostError("open /dev/null", error.errno or 0) from None
 
 
-def close_inherited(keep: int = -1) -> None:
+def close_inherited(*keep: int) -> None:
     """Close every descriptor above 2 that whoever started us left open, but for `keep`."""
-    top = os.sysconf("SC_OPEN_MAX")
-    if keep > 2:
-        os.closerange(3, keep)
-        os.closerange(keep + 1, top)
-    else:
-        os.closerange(3, top)
+    first = 3
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = max(first, fd + 1)
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def raise_descriptor_limit() -> int:

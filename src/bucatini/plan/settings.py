@@ -76,6 +76,10 @@ class Settings(NamedTuple):
     tcp_ports: tuple[ForwardSpec, ...] = ()
     udp_ports: tuple[ForwardSpec, ...] = ()
     udp_follows_tcp: bool = True  # no -u was given
+    tcp_ns: tuple[ForwardSpec, ...] = ()  # from the namespace to the host
+    udp_ns: tuple[ForwardSpec, ...] = ()
+    bypass: bool = True  # local connections go from socket to socket
+    splice_only: bool = False  # nothing else does
 
     # Namespace
     ns_ifname: str | None = None
@@ -93,3 +97,10 @@ class Settings(NamedTuple):
     # Operands
     target_pid: int | None = None  # join the namespaces of this process
     command: tuple[str, ...] = ()  # spawn this; () with no pid and no netns: the user's shell
+
+    def needs_maker(self) -> bool:
+        """Whether sockets of the guest's namespace are needed: for the bypass, or to find out what is bound there."""
+        inward, outward = self.tcp_ports + self.udp_ports, self.tcp_ns + self.udp_ns
+        if any(spec.auto for spec in inward):
+            return True
+        return self.bypass and any(spec.ranges or spec.auto for spec in inward + outward)

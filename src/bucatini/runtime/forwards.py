@@ -1,24 +1,30 @@
-"""Binding the host's side of forwards: rules in, bound sockets out.
+"""Binding forwards: rules in, bound sockets out.
 
-A port without address goes on one dual-stack socket where both versions are on. Ports that were named must bind;
-those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be
-bound. UDP sockets are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that
-the sockets of their flows can share the port.
+On the host a port without address goes on one dual-stack socket where both versions are on. Ports that were named must
+bind; those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be
+bound. UDP sockets are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that the
+sockets of their flows can share the port.
+
+In the namespace (-T, -U) the maker binds: to its loopback interface, unless an address or interface was given.
 """
 
 import errno
 import socket
 from collections.abc import Callable, Iterable
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bucatini.errors import HostError
 from bucatini.plan.ports import ForwardRule
+
+if TYPE_CHECKING:
+    from bucatini.guest.maker import Maker
 
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
 SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
 IP_FREEBIND = 15  # linux/in.h
 IP_PKTINFO = 8
+LOOPBACK = "lo"
 
 
 class Bound(NamedTuple):
@@ -32,6 +38,14 @@ class Bound(NamedTuple):
     address: bytes  # 16 bytes, b"": any
     to_address: bytes
     scope_id: int
+    guest: bool = False  # bound in the guest's namespace
+
+
+class Versions(NamedTuple):
+    """IP versions that are on."""
+
+    v4: bool
+    v6: bool
 
 
 def packed(address: str | None) -> bytes:
@@ -44,9 +58,9 @@ def packed(address: str | None) -> bytes:
 
 
 def bind_forwards(
-    rules: Iterable[ForwardRule], *, v4: bool, v6: bool, freebind: bool, warn: Callable[[str], None]
+    rules: Iterable[ForwardRule], bind: Callable[[ForwardRule, int], Bound], warn: Callable[[str], None]
 ) -> list[Bound]:
-    """Bind every port of every rule.
+    """Bind every port of every rule; `bind` binds one, or raises OSError.
 
     Raises:
         HostError: a port that was named cannot be bound, or none of a weak rule could.
@@ -58,7 +72,7 @@ def bind_forwards(
         failure: OSError | None = None
         for port in range(rule.first, rule.last + 1):
             try:
-                entry = _bind(rule, port, v4, v6, freebind)
+                entry = bind(rule, port)
             except OSError as error:
                 failure = error
                 if not rule.weak:
@@ -82,7 +96,54 @@ def _advice(error: OSError, port: int) -> str:
     return ""
 
 
-def _bind(rule: ForwardRule, port: int, v4: bool, v6: bool, freebind: bool) -> Bound:
+def _version(address: str, versions: Versions) -> int:
+    """Return the IP version of a socket for an address, "": any; 0: dual stack."""
+    if address:
+        return 6 if ":" in address else 4
+    if versions.v4 and versions.v6:
+        return 0
+    return 4 if versions.v4 else 6
+
+
+def bind_in_namespace(rule: ForwardRule, port: int, versions: Versions, maker: "Maker") -> Bound:
+    """Have one port bound in the guest's namespace, and wait for it; raises OSError."""
+    made: list[tuple[int, int]] = []
+    ask_in_namespace(rule, port, versions, maker, lambda fd, error: made.append((fd, error)))
+    maker.wait()
+    fd, error = made[0]
+    if fd < 0:
+        raise OSError(error, "")
+    return in_namespace(rule, port, versions, fd)
+
+
+def ask_in_namespace(
+    rule: ForwardRule, port: int, versions: Versions, maker: "Maker", done: Callable[[int, int], None]
+) -> None:
+    """Have one port bound in the guest's namespace; `done` gets the descriptor, or -1, and the error number."""
+    address = (rule.address or "").partition("%")[0]
+    interface = rule.interface or ("" if address and address not in {"0.0.0.0", "::"} else LOOPBACK)
+    maker.bind(
+        done, rule.protocol, _version(address, versions), port, address=packed(address or None), interface=interface
+    )
+
+
+def in_namespace(rule: ForwardRule, port: int, versions: Versions, fd: int) -> Bound:
+    """Return what was bound in the guest's namespace."""
+    address = (rule.address or "").partition("%")[0]
+    return Bound(
+        fd,
+        rule.protocol,
+        _version(address, versions),
+        port,
+        rule.to + port - rule.first,
+        packed(address or None),
+        packed(rule.to_address),
+        0,
+        guest=True,
+    )
+
+
+def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: bool) -> Bound:
     """Bind one port; raises OSError."""
     scope = 0
     address, _, zone = (rule.address or "").partition("%")
@@ -90,12 +151,7 @@ def _bind(rule: ForwardRule, port: int, v4: bool, v6: bool, freebind: bool) -> B
         scope = socket.if_nametoindex(rule.interface)
     elif zone:
         scope = socket.if_nametoindex(zone)
-    if address:
-        version = 6 if ":" in address else 4
-    elif v4 and v6:
-        version = 0
-    else:
-        version = 4 if v4 else 6
+    version = _version(address, versions)
     kind = socket.SOCK_STREAM if rule.protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM
     try:
         sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
@@ -113,6 +169,9 @@ def _bind(rule: ForwardRule, port: int, v4: bool, v6: bool, freebind: bool) -> B
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rule.interface.encode() + b"\0")
         if rule.protocol == socket.IPPROTO_TCP:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted ones inherit these
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if version == 4:
             sock.bind((address, port))
         else:

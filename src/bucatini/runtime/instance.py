@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO, DataPath
 from bucatini.errors import BucatiniError, HostError
+from bucatini.guest.maker import Maker
 from bucatini.guest.namespace import Guest
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import resolv
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
+from bucatini.plan.ports import ForwardRule
 from bucatini.plan.settings import Settings
-from bucatini.runtime.forwards import Bound, packed
+from bucatini.runtime.auto import AutoForwards, followers, serve
+from bucatini.runtime.forwards import Bound, Versions, packed
 from bucatini.runtime.log import Log
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import SlowPath
 
 SECOND_NS = 1_000_000_000
+AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
 SO_PEEK_OFF = 42  # asm-generic/socket.h
 
 
@@ -34,7 +38,7 @@ class Instance:
         self.settings = settings
         self.plan = plan
         self.guest = guest
-        self.responder: SlowPath  # after `load_services`
+        self.responder: SlowPath | None = None  # after `load_services`
         self.log = log
         self.host: HostView  # after `follow_resolvers`
         self.resolv_fds: list[int] = []
@@ -43,6 +47,8 @@ class Instance:
         self.watch: NamespaceWatch | None = None
         self.next_look = 0  # ns, 0: never
         self.next_stats = 0
+        self.auto: AutoForwards | None = None
+        self.next_scan = 0
         self.last_counters: dict[str, int] = {}
 
     def load_services(self) -> None:
@@ -50,6 +56,46 @@ class Instance:
         from bucatini.services.responder import Responder, ServiceConfig
 
         self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
+        self.path.set_slow_path(self)
+
+    def follow_maker(self, maker: Maker) -> None:
+        """Take its replies, and notice its end."""
+
+        def readable() -> None:
+            maker.on_readable()
+            if maker.gone:
+                self.path.unwatch(maker.fileno())
+                self.log.warning(
+                    "the process that makes sockets in the namespace is gone: no bypass for new connections"
+                )
+
+        self.path.watch(maker.fileno(), readable)
+
+    def forward_automatically(
+        self,
+        maker: Maker,
+        inward: list[ForwardRule],
+        outward: list[ForwardRule],
+        bound: list[Bound],
+        versions: Versions,
+        ephemeral: tuple[int, int],
+    ) -> None:
+        """Follow the ports that are bound, where asked to."""
+        wanted = followers(self.settings)
+        if not wanted:
+            return
+        self.auto = AutoForwards(
+            wanted,
+            self.path,
+            maker,
+            versions=versions,
+            ephemeral=ephemeral,
+            inward=inward,
+            outward=outward,
+            bound=bound,
+            settings=self.settings,
+        )
+        self.next_scan = 1  # at once
         self.path.set_slow_path(self)
 
     def follow_resolvers(self, host: HostView) -> None:
@@ -84,18 +130,20 @@ class Instance:
         for version, family in ((4, self.plan.v4), (6, self.plan.v6)):
             if family is not None:
                 self.path.resolver(version, dns_host=packed(family.dns_host), resolver_gateway=resolver_gateway(family))
-        self.load_services()
+        if self.responder is not None:
+            self.load_services()
         self.log.info(f"{resolv.PATH} has changed: resolvers {', '.join(servers)}")
 
     # The slow path, as `DataPath` calls it
 
     def on_frame(self, frame: bytes, now: int) -> list[bytes]:
         """Answer a frame of ARP, neighbour discovery, DHCP or DHCPv6."""
-        return self.responder.on_frame(frame, now)
+        return self.responder.on_frame(frame, now) if self.responder is not None else []
 
     def next_timeout(self) -> int | None:
         """Return when `on_timeout` wants to be called, ns, None: never."""
-        times = [at for at in (self.responder.next_timeout(), self.next_look, self.next_stats) if at]
+        answer = self.responder.next_timeout() if self.responder is not None else None
+        times = [at for at in (answer, self.next_look, self.next_stats, self.next_scan) if at]
         return min(times) if times else None
 
     def on_timeout(self, now: int) -> list[bytes]:
@@ -106,6 +154,11 @@ class Instance:
         if self.next_stats and now >= self.next_stats:
             self.next_stats = now + (self.settings.stats or 1) * SECOND_NS
             self.show_counters()
+        if self.next_scan and now >= self.next_scan and self.auto is not None:
+            self.next_scan = now + SECOND_NS
+            self.auto.scan()
+        if self.responder is None:
+            return []
         due = self.responder.next_timeout()
         return self.responder.on_timeout(now) if due is not None and now >= due else []
 
@@ -170,7 +223,7 @@ def has_peek_off() -> bool:
 def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: Callable[[bytes], str] | None) -> None:
     """Set the compiled loop up."""
     settings, plan, guest = instance.settings, instance.plan, instance.guest
-    path = instance.path = DataPath(listeners=max(1, len(bound)))
+    path = instance.path = DataPath(listeners=len(bound) + AUTO_LISTENERS)
     path.settings(
         mtu=plan.mtu or DEFAULT_MTU,
         our_mac=plan.our_mac,
@@ -179,13 +232,17 @@ def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: 
         no_icmp=settings.no_icmp,
         freebind=settings.freebind,
         peek_off=has_peek_off(),
+        host_lo_to_ns_lo=settings.host_lo_to_ns_lo,
     )
     for version, family in ((4, plan.v4), (6, plan.v6)):
         if family is not None:
             tell_family(path, version, family)
     if guest.mac != bytes(6):
         path.guest_mac(guest.mac)
-    path.open_tap(guest.tap, (FEATURE_TSO if guest.tso else 0) | (FEATURE_USO if guest.uso else 0))
+    if guest.tap >= 0:
+        path.open_tap(guest.tap, (FEATURE_TSO if guest.tso else 0) | (FEATURE_USO if guest.uso else 0))
+    if guest.maker is not None:
+        path.open_sockets(guest.maker.pool)
     if settings.fault:
         faults = dict(settings.fault)
         path.make_faults(faults, late=faults.pop("late", 0.002), seed=int(faults.pop("seed", 1)))
@@ -194,16 +251,7 @@ def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: 
     if show is not None:
         path.set_trace(lambda sender, frame: instance.log.trace(f"{sender}: {show(frame)}"))
     for entry in bound:
-        path.add_listener(
-            entry.fd,
-            entry.protocol,
-            entry.version,
-            entry.port,
-            entry.to,
-            address=entry.address,
-            to_address=entry.to_address,
-            scope_id=entry.scope_id,
-        )
+        serve(path, entry, bypass=settings.bypass)
 
 
 def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:

@@ -24,15 +24,14 @@ from bucatini.host.view import look_at_host
 from bucatini.plan.plan import make_plan
 from bucatini.plan.ports import ForwardRule, rules
 from bucatini.plan.settings import Settings
-from bucatini.runtime.forwards import bind_forwards
+from bucatini.runtime.forwards import Versions, bind_forwards, bind_in_namespace, bind_on_host
 from bucatini.runtime.log import Log
 
 SECOND_NS = 1_000_000_000
 
 
-def forward_rules(settings: Settings) -> list[ForwardRule]:
+def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
     """Return the rules of -t and -u."""
-    ephemeral = process.ephemeral_range()
     result: list[ForwardRule] = []
     if not settings.no_tcp:
         result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
@@ -45,6 +44,16 @@ def forward_rules(settings: Settings) -> list[ForwardRule]:
                 for spec in settings.tcp_ports
             )
         result += rules(specs, socket.IPPROTO_UDP, ephemeral, follow)
+    return result
+
+
+def namespace_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
+    """Return the rules of -T and -U."""
+    result: list[ForwardRule] = []
+    if not settings.no_tcp:
+        result += rules(settings.tcp_ns, socket.IPPROTO_TCP, ephemeral)
+    if not settings.no_udp:
+        result += rules(settings.udp_ns, socket.IPPROTO_UDP, ephemeral)
     return result
 
 
@@ -84,6 +93,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if not settings.foreground and not spawning:
         background.fork()
     pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
+    from bucatini.guest.maker import Maker
     from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
 
     guest = pending.result()
@@ -93,13 +103,13 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     watch = None
     if not spawning and settings.netns_quit:
         watch = NamespaceWatch(namespace_paths(settings)[1])
-    bound = bind_forwards(
-        forward_rules(settings),
-        v4=plan.v4 is not None,
-        v6=plan.v6 is not None,
-        freebind=settings.freebind,
-        warn=log.warning,
-    )
+    versions = Versions(plan.v4 is not None, plan.v6 is not None)
+    ephemeral = process.ephemeral_range()
+    inward, outward = forward_rules(settings, ephemeral), namespace_rules(settings, ephemeral)
+    bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
+    maker = Maker(guest.maker.requests) if guest.maker is not None else None
+    if maker is not None:
+        bound += bind_forwards(outward, lambda rule, port: bind_in_namespace(rule, port, versions, maker), log.warning)
     # With nothing left that usually fails, so that no empty files stay behind
     capture = _open_capture(settings.pcap)
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
@@ -113,6 +123,9 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
     build_data_path(instance, bound, capture, show)
+    if maker is not None:
+        instance.follow_maker(maker)
+        instance.forward_automatically(maker, inward, outward, bound, versions, ephemeral)
     install_signals(instance)
     if watch is not None and watch.fd >= 0:
         instance.path.watch(watch.fd, instance.look)
@@ -123,7 +136,8 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if background.fd >= 0:
         log.to_background()
         background.ready()
-    instance.load_services()
+    if not settings.splice_only:
+        instance.load_services()
     instance.follow_resolvers(host)
     if guest.child:
         instance.on_child()

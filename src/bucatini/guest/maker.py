@@ -1,0 +1,164 @@
+"""The maker of sockets in the guest's namespace: how it is started, and how listeners are had from it.
+
+Why there is one, and what it does, is in `datapath/socket_pool`: here are its process and Python's side of requests.
+The packet path asks it for unbound sockets on a socket of its own.
+"""
+
+import errno
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+
+from bucatini.datapath import socket_pool
+from bucatini.errors import HostError
+from bucatini.host import kernel
+from bucatini.host.process import close_inherited
+
+ANSWER_SECONDS = 5  # at start-up, for one request
+PENDING = 64  # requests under way at most, afterwards
+
+
+def start_maker() -> tuple[int, int]:
+    """Leave a process behind in the current namespaces, and return our ends: for the pool, for requests.
+
+    Nobody waits for it: a command that is about to be run here must not find a child that it did not start.
+    """
+    ours, theirs = zip(*(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)), strict=True)
+    between = os.fork()
+    if between == 0:
+        try:
+            if os.fork() == 0:
+                os.setsid()  # the keyboard's signals are not for it
+                kernel.be_undumpable()
+                null = os.open("/dev/null", os.O_RDWR)
+                for fd in range(3):  # whoever waits for the end of our output does not wait for the maker's
+                    os.dup2(null, fd)
+                pool, requests = (os.dup2(end.fileno(), 3 + at, inheritable=False) for at, end in enumerate(theirs))
+                close_inherited(pool, requests)
+                os.chdir("/")
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                    signal.signal(number, signal.SIG_DFL)
+                socket_pool.make_sockets(pool, requests)
+        finally:
+            os._exit(0)
+    os.waitpid(between, 0)
+    for end in theirs:
+        end.close()
+    return ours[0].detach(), ours[1].detach()
+
+
+class Maker:
+    """Requests to the maker. Replies come in order; `on_readable` hands them to who asked."""
+
+    def __init__(self, fd: int) -> None:
+        self.sock = socket.socket(fileno=fd)
+        self.sock.setblocking(False)
+        self.request = struct.Struct(socket_pool.REQUEST)
+        self.reply = struct.Struct(socket_pool.REPLY)
+        self.number = 0
+        self.waiting: dict[int, Callable[[int, int], None]] = {}
+        self.gone = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def has_room(self) -> bool:
+        """Whether another request may be sent."""
+        return not self.gone and len(self.waiting) < PENDING
+
+    def bind(
+        self,
+        done: Callable[[int, int], None],
+        protocol: int,
+        version: int,
+        port: int,
+        *,
+        address: bytes = b"",
+        scope_id: int = 0,
+        interface: str = "",
+    ) -> None:
+        """Ask for a bound (UDP) or listening (TCP) socket; calls `done` with descriptor and errno, -1 and 0 if not.
+
+        Args:
+            protocol: 6 or 17.
+            version: 4, 6, or 0 for dual stack.
+            address: 16 bytes, b"" for any.
+        """
+        self._ask(done, socket_pool.BIND, protocol, version, port, scope_id, address, interface)
+
+    def diagnostics(self, done: Callable[[int, int], None]) -> None:
+        """Ask for a netlink socket that knows the sockets of the namespace (sock_diag(7))."""
+        self._ask(done, socket_pool.DIAG)
+
+    def table(self, done: Callable[[int, int], None], protocol: int, version: int) -> None:
+        """Ask for the open list of sockets in /proc/net."""
+        self._ask(done, socket_pool.TABLE, protocol, version)
+
+    def _ask(
+        self,
+        done: Callable[[int, int], None],
+        what: int,
+        protocol: int = 0,
+        version: int = 0,
+        port: int = 0,
+        scope_id: int = 0,
+        address: bytes = b"",
+        interface: str = "",
+    ) -> None:
+        self.number = self.number + 1 & 0xFFFFFFFF
+        message = self.request.pack(
+            self.number, what, protocol, version, 1, port, 0, scope_id, address or bytes(16), interface.encode()
+        )
+        try:
+            self.sock.send(message, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self.gone = error.errno != errno.EAGAIN
+            done(-1, error.errno or 0)
+            return
+        self.waiting[self.number] = done
+
+    def on_readable(self) -> None:
+        """Take the replies that have come."""
+        try:
+            while not self.gone:
+                self._take()
+        except (BlockingIOError, InterruptedError):
+            return
+
+    def _take(self) -> None:
+        """Take one reply; BlockingIOError, at start-up TimeoutError when there is none."""
+        # socket.recv_fds does not pass its flags on, and this closes descriptors at an exec
+        try:
+            data, control, _, _ = self.sock.recvmsg(self.reply.size, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError, TimeoutError):
+            raise
+        except OSError:
+            data, control = b"", []
+        if len(data) != self.reply.size:
+            self.gone = True
+            waiting, self.waiting = self.waiting, {}
+            for done in waiting.values():
+                done(-1, errno.EPIPE)
+            return
+        number, error = self.reply.unpack(data)
+        fd = struct.unpack("=i", control[0][2])[0] if control and len(control[0][2]) == 4 else -1
+        found = self.waiting.pop(number, None)
+        if found is not None:
+            found(fd, error)
+        elif fd >= 0:
+            os.close(fd)
+
+    def wait(self) -> None:
+        """At start-up: wait until everything asked for is there."""
+        self.sock.settimeout(ANSWER_SECONDS)
+        try:
+            while self.waiting and not self.gone:
+                self._take()
+        except TimeoutError:
+            raise HostError("get sockets of the guest's namespace", errno.ETIMEDOUT) from None
+        finally:
+            self.sock.setblocking(False)
+        if self.gone:
+            raise HostError("get sockets of the guest's namespace", errno.EPIPE)
