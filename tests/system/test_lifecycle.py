@@ -324,7 +324,7 @@ def test_the_limit_of_open_files_is_raised(pasta: Pasta) -> None:
         (["--pcap", "/no/such/directory/pcap"], "/no/such/directory/pcap"),
         (["--log-file", "/no/such/directory/log"], "/no/such/directory/log"),
         (["999999999"], "999999999"),
-        (["-T", "5000"], "-T"),
+        (["-c", "/tmp/x"], "--conf-path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

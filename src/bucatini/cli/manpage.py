@@ -80,7 +80,13 @@ Every port but those that the kernel hands out itself (net.ipv4.ip_local_port_ra
 Not these, whatever else the list says. A list of nothing but exclusions means all other ports.
 .TP
 .B auto
-The ports that are bound in the namespace. This is not there yet.
+The ports that are bound on the other side, but for those that the kernel hands out itself; looked for every second.
+This is the default: a sandbox should say
+.B none
+for
+.BR \-T " and " \-U ,
+together with
+.BR \-\-no\-map\-gw .
 .PP
 Specifications add up, but must not send one port of one address to different places. A port that is named must be
 free on the host. Of

@@ -41,7 +41,7 @@ from bucatini.datapath.tcp_io cimport (
 from bucatini.datapath.tcp_splice cimport splice_continue, splice_event, splice_free, splice_init
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (
-    udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_init, udp_listener, udp_timer,
+    udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_listener, udp_timer,
 )
 from bucatini.datapath.worker cimport (
     LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
@@ -58,6 +58,7 @@ cdef extern from "<errno.h>" nogil:
 cdef enum:
     EVENTS = 64  # of one wait
     PROTO_TCP = 6
+    PROTO_UDP = 17
     ROUNDS = 8  # batches taken from the link in one turn
     BULK = 32768  # bytes of a batch that speak for a transfer
     LINKS = 4  # the guest's, and at most three that wrap it
@@ -332,6 +333,8 @@ cdef class DataPath:
         parse_address(&listener.to_address, to_address)
         self._register(fd, <uint64_t> REF_LISTENER << 56 | index)
         listener.used = True
+        if protocol == PROTO_UDP:
+            udp_hold(&self.w, listener, 1)
         self.unused = index + 1
         if index == self.w.listener_count:
             self.w.listener_count += 1
@@ -343,6 +346,8 @@ cdef class DataPath:
         if index < self.w.listener_count and listener.used:
             close(listener.fd)
             listener.used = False
+            if listener.protocol == PROTO_UDP:
+                udp_hold(&self.w, listener, -1)
             self.unused = min(self.unused, index)
 
     def watch(self, int fd, callback):

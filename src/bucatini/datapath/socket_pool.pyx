@@ -28,7 +28,7 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, AF_NETLINK, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD,
     EPOLL_CTL_DEL, EPOLLIN, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_RECVPKTINFO, IPV6_V6ONLY,
-    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_REUSEADDR, SOCK_CLOEXEC,
+    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC,
     SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, cmsghdr, epoll_ctl,
     epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg, setsockopt, socket,
 )
@@ -61,6 +61,7 @@ cdef enum:
     REFILL = 64
     PATIENCE_MS = 20
     BACKLOG = 4096  # net.core.somaxconn cuts it
+    RECEIVE_BUFFER = 1 << 22  # bytes; net.core.rmem_max cuts it
     CONTROL = 512  # bytes, CMSG_SPACE of REFILL descriptors and more
 
 BIND = BIND_
@@ -242,6 +243,7 @@ cdef int bind_listener(Request *request) noexcept nogil:
     cdef sockaddr_any sa
     cdef int one = 1, error
     cdef int only = request.version == 6
+    cdef int buffer = RECEIVE_BUFFER
     cdef bint tcp = request.protocol == PROTO_TCP
     cdef int fd = new_socket(request)
     if fd == -EAFNOSUPPORT and request.version == 0:
@@ -258,6 +260,8 @@ cdef int bind_listener(Request *request) noexcept nogil:
             and (not tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
             and bind(fd, &sa.sa, sockaddr_fill(&sa, &request.address, request.port, request.scope_id)) == 0
             and (not tcp or listen(fd, BACKLOG) == 0)
+            and (tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
+            and (tcp or setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer)) == 0)
             and (tcp or setsockopt(fd, IPPROTO_IP if request.version == 4 else IPPROTO_IPV6,
                                    IP_PKTINFO if request.version == 4 else IPV6_RECVPKTINFO, &one, sizeof(one)) == 0)):
         return fd

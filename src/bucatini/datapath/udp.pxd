@@ -20,6 +20,8 @@ cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil  # datagram
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil  # its timer fired
 cdef void udp_close(Worker *w, Flow *flow) noexcept nogil  # before worker_drop_flow: what the module keeps of it
 
+cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil  # a forward has a port, or no more
+
 # For `udp_splice`
 cdef enum:
     UDP_SLOTS = 64  # datagrams received at once

@@ -10,11 +10,11 @@ larger than the guest's MTU are sent in one frame: a tap's kernel takes them.
 
 Data. `Udp`: the runs of the current batch, receive slots and headers, mapped once. Slots are 64 KiB and a little
 apart, so that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our
-flows by source port.
+sockets by port.
 
-Source ports. The guest's port is kept (U6). The first socket on a port is bound without SO_REUSEADDR, so that a
-port somebody else has is noticed and another is taken; then it gets the option, so that further flows of ours from
-the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option
+Source ports. The guest's port is kept (U6). The first socket on a port, that of a forward too, is bound without
+SO_REUSEADDR, so that a port somebody else has is noticed and another is taken; then it gets the option, so that further
+flows of ours from the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option
 at that moment.
 
 Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the
@@ -130,6 +130,13 @@ cdef inline Udp *udp(Worker *w) noexcept nogil:
 
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil:
     return &udp(w).held[(0 if pif == PIF_HOST else 131072) + (0 if v4 else 65536) + port]
+
+
+cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil:
+    if listener.version != 6:
+        udp_held(w, listener.pif, True, listener.port)[0] += change
+    if listener.version != 4:
+        udp_held(w, listener.pif, False, listener.port)[0] += change
 
 
 cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil:
@@ -745,7 +752,7 @@ cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
         elif listener != NULL:
             serve(w, listener, 0)
         else:
-            count(w, C_DROP_UDP_INBOUND)
+            serve_port(w, flow.u.udp.bound_port, &peer)
 
 
 cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
@@ -832,6 +839,19 @@ cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
     deliver_one(w, &flow.key, u.slots + slot * SLOT, u.messages[slot].msg_len)
 
 
+cdef void serve_port(Worker *w, uint16_t port, const addr_t *peer) noexcept nogil:
+    """Give a datagram that came on a flow's socket to the forward that shares its port."""
+    cdef Listener *listener
+    cdef uint32_t i
+    for i in range(w.listener_count):
+        listener = &w.listeners[i]
+        if (listener.used and listener.protocol == PROTO_UDP and listener.pif == PIF_HOST and listener.port == port
+                and (listener.version == 0 or (listener.version == 4) == addr_is_v4(peer))):
+            serve(w, listener, 0)
+            return
+    count(w, C_DROP_UDP_INBOUND)
+
+
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
     """Datagrams on a forward. Of those that go over the tap most are on a flow's own socket: only first ones come here.
 
@@ -857,7 +877,7 @@ cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
                 else:
                     count(w, C_DROP_UDP_INBOUND)
             i += done
-        if n < UDP_SLOTS or u.fresh_count == FRESH:
+        if n <= 0 or (n < UDP_SLOTS and u.fresh_count == 0) or u.fresh_count == FRESH:
             break
     while next_ < u.fresh_count:  # which may become more
         flow = &w.flows.flows[u.fresh[next_]]

@@ -1,4 +1,4 @@
-"""Port specifications of -t and -u: from text to data, and to the forward rules they become.
+"""Port specifications of -t, -u, -T and -U: from text to data, and to the forward rules they become.
 
 A specification keeps where to listen and which ports go where; `rules` turns those of one protocol into
 `ForwardRule`s.
@@ -22,6 +22,7 @@ from typing import NamedTuple
 from bucatini.errors import UsageError
 
 PORT_MAX = 65535
+OUTWARD = ("-T", "-U")  # from the namespace to the host
 
 
 class PortRange(NamedTuple):
@@ -100,7 +101,12 @@ def parse_forward(option: str, value: str) -> ForwardSpec:
     """
     text = f"{option} {shown(value)}"
     try:
-        return _parse(text, value)
+        spec = _parse(text, value)
+        if option not in OUTWARD:
+            for entry in spec.ranges:
+                if entry.to_address is not None and _is_loopback(entry.to_address):
+                    raise _Fault(f"'{entry.to_address}' cannot be reached from outside the namespace")
+        return spec
     except _Fault as fault:
         raise UsageError(f"{option}: invalid port specification '{shown(value)}': {fault}") from None
 
@@ -191,16 +197,18 @@ def _is_multicast(address: str) -> bool:
     return first == 0xFF if family == socket.AF_INET6 else 224 <= first < 240
 
 
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
 def _guest_address(text: str) -> str:
-    """Return the address of a guest that a mapping names."""
+    """Return the address that a mapping names."""
     bracketed = text.startswith("[") and text.endswith("]")
     address = canonical(text[1:-1] if bracketed else text)
     if address is None or "%" in address or (bracketed and not _is_v6(address)):
         raise _Fault(f"'{shown(text)}' is no address")
     if _is_multicast(address) or address in {"0.0.0.0", "::", "255.255.255.255"}:
         raise _Fault(f"'{address}' is no address of a single host")
-    if address == "::1" or address.startswith("127."):
-        raise _Fault(f"'{address}' cannot be reached from outside the namespace")
     return address
 
 

@@ -23,7 +23,7 @@ from bucatini.guest.maker import Maker
 from bucatini.host.listeners import TABLES, Listener, ProcTables, SocketDiag, is_any, is_loopback, ports
 from bucatini.plan.ports import ForwardRule, ForwardSpec
 from bucatini.plan.settings import Settings
-from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, bind_on_host, in_namespace
+from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, bind_on_host, in_namespace, serve
 
 SECOND_NS = 1_000_000_000
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -216,19 +216,3 @@ class AutoForwards:
 def inode(fd: int) -> int:
     """Return the inode of a socket, as sock_diag(7) shows it."""
     return os.fstat(fd).st_ino
-
-
-def serve(path: DataPath, entry: Bound, *, bypass: bool) -> int:
-    """Give a bound socket to the data path; returns its handle."""
-    return path.add_listener(
-        entry.fd,
-        entry.protocol,
-        entry.version,
-        entry.port,
-        entry.to,
-        address=entry.address,
-        to_address=entry.to_address,
-        scope_id=entry.scope_id,
-        guest=entry.guest,
-        bypass=bypass,
-    )

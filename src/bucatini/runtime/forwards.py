@@ -18,12 +18,14 @@ from bucatini.errors import HostError
 from bucatini.plan.ports import ForwardRule
 
 if TYPE_CHECKING:
+    from bucatini.datapath.loop import DataPath
     from bucatini.guest.maker import Maker
 
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
 SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
 IP_FREEBIND = 15  # linux/in.h
 IP_PKTINFO = 8
+RECEIVE_BUFFER = 1 << 22  # bytes of datagrams that wait on a forward; net.core.rmem_max cuts it
 LOOPBACK = "lo"
 
 
@@ -180,6 +182,7 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
             sock.listen(BACKLOG)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             if version == 4:
                 sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
             else:
@@ -196,4 +199,20 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
         packed(address or None),
         packed(rule.to_address),
         scope,
+    )
+
+
+def serve(path: "DataPath", entry: Bound, *, bypass: bool) -> int:
+    """Give a bound socket to the data path; returns its handle."""
+    return path.add_listener(
+        entry.fd,
+        entry.protocol,
+        entry.version,
+        entry.port,
+        entry.to,
+        address=entry.address,
+        to_address=entry.to_address,
+        scope_id=entry.scope_id,
+        guest=entry.guest,
+        bypass=bypass,
     )

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO, DataPath
 from bucatini.errors import BucatiniError, HostError
-from bucatini.guest.maker import Maker
 from bucatini.guest.namespace import Guest
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import resolv
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
 from bucatini.plan.ports import ForwardRule
 from bucatini.plan.settings import Settings
-from bucatini.runtime.auto import AutoForwards, followers, serve
-from bucatini.runtime.forwards import Bound, Versions, packed
+from bucatini.runtime.forwards import Bound, Versions, packed, serve
 from bucatini.runtime.log import Log
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import SlowPath
+    from bucatini.guest.maker import Maker
+    from bucatini.runtime.auto import AutoForwards
 
 SECOND_NS = 1_000_000_000
 AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
@@ -58,7 +58,7 @@ class Instance:
         self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
         self.path.set_slow_path(self)
 
-    def follow_maker(self, maker: Maker) -> None:
+    def follow_maker(self, maker: "Maker") -> None:
         """Take its replies, and notice its end."""
 
         def readable() -> None:
@@ -73,7 +73,7 @@ class Instance:
 
     def forward_automatically(
         self,
-        maker: Maker,
+        maker: "Maker",
         inward: list[ForwardRule],
         outward: list[ForwardRule],
         bound: list[Bound],
@@ -81,6 +81,8 @@ class Instance:
         ephemeral: tuple[int, int],
     ) -> None:
         """Follow the ports that are bound, where asked to."""
+        from bucatini.runtime.auto import AutoForwards, followers
+
         wanted = followers(self.settings)
         if not wanted:
             return

@@ -93,7 +93,6 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if not settings.foreground and not spawning:
         background.fork()
     pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
-    from bucatini.guest.maker import Maker
     from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
 
     guest = pending.result()
@@ -107,8 +106,11 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     ephemeral = process.ephemeral_range()
     inward, outward = forward_rules(settings, ephemeral), namespace_rules(settings, ephemeral)
     bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
-    maker = Maker(guest.maker.requests) if guest.maker is not None else None
-    if maker is not None:
+    maker = None
+    if guest.maker is not None:
+        from bucatini.guest.maker import Maker
+
+        maker = Maker(guest.maker.requests)
         bound += bind_forwards(outward, lambda rule, port: bind_in_namespace(rule, port, versions, maker), log.warning)
     # With nothing left that usually fails, so that no empty files stay behind
     capture = _open_capture(settings.pcap)

@@ -46,6 +46,7 @@ none -U none --no-map-gw --quiet --netns /run/n --map-guest-addr 169.254.1.2
 --config-net -I myname --ns-mac-addr aa:bb:cc:dd:ee:ff --tcp-ports 10.0.0.1%eth0/5000:6000 -m 1280 --netns /n
 --stderr --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 --gateway=10.0.2.2 \
 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=none --udp-ports=none 4321
+--stderr --ns-ifname=tap0 --mtu=65520 --config-net --tcp-ports=auto --udp-ports=auto --host-lo-to-ns-lo 1234
 --config-net -f -q -a 10.0.0.2 -n 255.255.255.0 -g 10.0.0.1 -a fd00::2 -g fd00::1 -I eth0 4321
 --config-net --chroot-fallback -q -P /x -p /y --outbound-if4 eth0 --outbound-if6 eth1 --freebind -- true
 """.strip().splitlines()
@@ -59,19 +60,8 @@ def test_the_argument_lists_of_callers_are_accepted(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "--config-net -T 5000 --netns /x",
-        "-U 53",
-        "-T auto",
-        "-t auto",
-        "--udp-ports=auto 12",
-        "--splice-only",
         "-c /run/pasta.sock",
-        "--host-lo-to-ns-lo",
-        "-t auto,~22",
-        "-u %eth0/8080:80,auto",
-        "--tcp-ns ~80",
-        # rootlesskit with its implicit driver, and podman with pasta's forwarder
-        "--stderr --ns-ifname=tap0 --mtu=65520 --config-net --tcp-ports=auto --udp-ports=auto --host-lo-to-ns-lo 1234",
+        # podman with pasta's forwarder
         "--config-net --pid /p -c /run/pasta.sock -t none -u none -T none -U none --quiet --netns /n",
     ],
 )
@@ -82,14 +72,37 @@ def test_what_is_not_there_yet_is_refused_by_name(line: str) -> None:
 
 
 def test_what_is_wrong_is_said_before_what_is_not_there_yet() -> None:
-    for line in ("--splice-only -m x", "--splice-only -4 -6", "-T 5000 -T 0", "-c /x --netns y ls"):
+    for line in ("-c /x -m x", "-c /x -4 -6", "-c /x -T 5000 -T 0", "-c /x --netns y ls"):
         with pytest.raises(UsageError) as caught:
             settings(line)
         assert not isinstance(caught.value, NotYetError)
 
 
-def test_asking_for_none_asks_for_nothing_that_is_not_there() -> None:
-    assert settings("-T 5000 -T none -U none --no-splice") == Settings(udp_follows_tcp=True)
+def test_ports_forward_themselves_unless_something_else_is_asked_for() -> None:
+    found = settings("-t 80 -T none")
+    assert [spec.auto for spec in (*found.tcp_ports, *found.udp_ports, *found.udp_ns)] == [False, True, True]
+    assert found.tcp_ns == ()
+    assert found.needs_maker()
+
+
+def test_what_needs_no_sockets_in_the_namespace_makes_none() -> None:
+    assert not settings("-t none -u none -T none -U none").needs_maker()
+    assert not settings("-t 80 -u none --no-splice").needs_maker()
+    assert settings("-t auto -u none --no-splice").needs_maker()  # to see what is bound there
+
+
+def test_without_the_bypass_nothing_is_forwarded_from_the_namespace() -> None:
+    found = settings("-T 5000 -T none -U none --no-splice")
+    assert (found.tcp_ns, found.udp_ns, found.bypass) == ((), (), False)
+    assert settings("--no-splice").tcp_ns == ()
+    for line in (
+        "-T 5000 --no-splice",
+        "--no-splice -U auto",
+        "--no-splice --host-lo-to-ns-lo",
+        "--no-splice --splice-only",
+    ):
+        with pytest.raises(UsageError, match="does not go with --no-splice"):
+            settings(line)
 
 
 def test_a_capability_may_be_asked_for_before_version() -> None:
@@ -278,8 +291,6 @@ def test_help_names_every_option_as_a_word_of_its_own() -> None:
 def test_help_says_what_is_not_there_yet() -> None:
     assert [line.split()[1] for line in usage().splitlines() if line.startswith("  -") and "(not yet)" in line] == [
         "--conf-path",
-        "--tcp-ns",
-        "--udp-ns",
     ]
     assert usage().count("(not yet)") == sum(bool(option.not_yet) for option in OPTIONS)
 

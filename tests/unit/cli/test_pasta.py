@@ -51,7 +51,7 @@ def test_what_is_no_option_is_named_before_the_usage(arguments: list[str], messa
     ("arguments", "message"),
     [
         (["-m", "1"], "pasta: --mtu: invalid value '1': not an MTU: 0, or 68 to 65520"),
-        (["-T", "80"], "pasta: -T 80: forwarding from the namespace is not there yet"),
+        (["-c", "/x"], "pasta: --conf-path: changing forwards while running is not there yet"),
         ([b"-H", b"\xff"], r"pasta: --hostname: invalid value '\udcff': not a domain name"),
         (["--netns", "/x", "ls"], "pasta: --netns: '/x' does not go with the command 'ls'"),
     ],

@@ -1,0 +1,783 @@
+"""Local connections: from the host's loopback to the guest (-t, -u), and from the guest's to the host (-T, -U).
+
+They go from socket to socket, not over the tap; `Way` lets a test run over both directions alike.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from system.namespaces import Namespace, echo, receive, wait_until
+from system.servers import http
+from system.topology import ANY, EXTRA, HOST, LOOPBACK, SERVER, Guest, Pasta, elapsed, url
+from system.users import only_unprivileged
+
+both_versions = pytest.mark.parametrize("version", [4, 6])
+both_ways = pytest.mark.parametrize("direction", ["in", "out"])
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
+QUIET = 0.05  # of the processor's time, when nothing moves
+PORT = 8080  # where clients knock
+SERVED = 80  # where servers are
+
+
+class Way(NamedTuple):
+    """A direction of the bypass."""
+
+    guest: Guest
+    client: Namespace
+    server: Namespace
+    knock: str  # address that clients ask for
+    serve: str  # address that servers are bound to
+
+    def connect(self, **options: object) -> socket.socket:
+        return self.client.connect(self.knock, PORT, **options)  # type: ignore[arg-type]
+
+
+def way(pasta: Pasta, direction: str, version: int, *options: str) -> Way:
+    """Start a guest with a forward in one direction alone."""
+    spec = f"{PORT}:{SERVED}"
+    loopback = LOOPBACK[version]
+    if direction == "in":
+        none = ("-T", "none", "-U", "none")
+        guest = pasta.guest("--config-net", "-t", spec, "-u", spec, *none, *options)
+        return Way(guest, pasta.topology.host, guest, loopback, HOST[version])
+    none = ("-t", "none", "-u", "none")
+    guest = pasta.guest("--config-net", "-T", spec, "-U", spec, *none, *options)
+    return Way(guest, guest, pasta.topology.host, loopback, loopback)
+
+
+def tap_packets(guest: Guest) -> int:
+    """Packets that the guest's interface has seen, both ways."""
+    lines = guest.inside(lambda: Path("/proc/thread-self/net/dev").read_text()).splitlines()
+    fields = next(line for line in lines if "host0:" in line).partition(":")[2].split()
+    return int(fields[1]) + int(fields[9])
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that all threads of a process have used, in user and kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def assert_quiet(guest: Guest, seconds: float) -> None:
+    """Measure for so long: pasta does next to nothing."""
+    before, start = processor_time(guest.pid), time.monotonic()
+    time.sleep(seconds)
+    share = (processor_time(guest.pid) - before) / (time.monotonic() - start)
+    assert share < QUIET, f"pasta used {share:.0%} of the processor"
+
+
+def source_address(connection: socket.socket) -> None:
+    """TCP handler: tells the client its address, as the server sees it."""
+    connection.sendall(connection.getpeername()[0].encode())
+
+
+# Which way it goes
+
+
+@both_versions
+@both_ways
+def test_a_local_connection_does_not_touch_the_tap(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+    answers = over.server.serve_udp(over.serve, lambda data, _: data, port=SERVED)
+    before = tap_packets(over.guest)
+    with over.connect() as connection:
+        connection.sendall(bytes(1_000_000))
+        assert receive(connection, 1_000_000) == bytes(1_000_000)
+    with over.connect(kind=socket.SOCK_DGRAM) as client:
+        for size in (1, 100, 60_000):
+            client.send(bytes(size))
+            assert client.recv(1 << 16) == bytes(size)
+    assert len(answers.peers) == 3
+    assert tap_packets(over.guest) - before < 20  # what neighbour discovery may have had to say
+
+
+@both_versions
+def test_without_the_bypass_it_goes_over_the_tap(pasta: Pasta, version: int) -> None:
+    spec = f"{PORT}:{SERVED}"
+    guest = pasta.guest("--config-net", "--no-splice", "-t", spec, "-u", "none")
+    guest.serve_tcp(HOST[version], echo, port=SERVED)
+    before = tap_packets(guest)
+    with pasta.topology.host.connect(LOOPBACK[version], PORT) as connection:
+        connection.sendall(bytes(1_000_000))
+        assert receive(connection, 1_000_000) == bytes(1_000_000)
+    assert tap_packets(guest) - before >= 20
+
+
+@both_versions
+def test_from_the_loopback_of_the_host_it_reaches_the_public_address_of_the_namespace(
+    pasta: Pasta, version: int
+) -> None:
+    over = way(pasta, "in", version)
+    over.server.serve_tcp(HOST[version], source_address, port=SERVED)
+    with over.connect() as connection:
+        assert receive(connection).decode() == HOST[version]
+
+
+@both_versions
+def test_L2_what_listens_on_the_loopback_of_the_namespace_alone_is_not_reached(pasta: Pasta, version: int) -> None:
+    over = way(pasta, "in", version)
+    over.server.serve_tcp(LOOPBACK[version], echo, port=SERVED)
+    with pytest.raises(ConnectionResetError):
+        over.connect().recv(1)
+
+
+@both_versions
+def test_L2_unless_it_is_asked_for(pasta: Pasta, version: int) -> None:
+    over = way(pasta, "in", version, "--host-lo-to-ns-lo")
+    over.server.serve_tcp(LOOPBACK[version], source_address, port=SERVED)
+    over.server.serve_udp(LOOPBACK[version], lambda _, peer: peer[0].encode(), port=SERVED)
+    with over.connect() as connection:
+        assert receive(connection).decode() == LOOPBACK[version]
+    with over.connect(kind=socket.SOCK_DGRAM) as client:
+        client.send(b"who am I?")
+        assert client.recv(100).decode() == LOOPBACK[version]
+
+
+@both_versions
+def test_a_forward_may_lead_to_another_address_of_the_namespace(pasta: Pasta, version: int) -> None:
+    other = {4: "10.89.0.2", 6: "fd00:89::2"}[version]
+    to = other if version == 4 else f"[{other}]"
+    guest = pasta.guest("--config-net", "-t", f"{PORT}:{to}/{SERVED}", "-u", f"{PORT}:{to}/{SERVED}")
+    guest.run("ip", "address", "add", other, "dev", "lo", *(["nodad"] if version == 6 else []))
+    guest.serve_tcp(other, echo, port=SERVED)
+    guest.serve_udp(other, lambda data, _: data, port=SERVED)
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with pasta.topology.host.connect(LOOPBACK[version], PORT, kind=kind) as connection:
+            connection.sendall(b"there?")
+            assert connection.recv(10) == b"there?"
+
+
+def test_L3_the_other_addresses_of_the_loopback_are_reached_as_they_are(pasta: Pasta) -> None:
+    resolver = "127.0.0.53"
+    pasta.topology.host.serve_tcp(resolver, echo, port=5353)
+    pasta.topology.host.serve_udp(resolver, lambda data, _: data, port=5353)
+    guest = pasta.guest("--config-net", "-T", "auto", "-U", "auto")
+    wait_until(lambda: is_open(guest, resolver, 5353), "the forward", 2)
+    with guest.connect(resolver, 5353) as connection:
+        connection.sendall(b"53")
+        assert connection.recv(10) == b"53"
+    with guest.connect(resolver, 5353, kind=socket.SOCK_DGRAM) as client:
+        client.send(b"53")
+        assert client.recv(10) == b"53"
+        assert client.getpeername()[0] == resolver
+
+
+@both_versions
+def test_from_the_namespace_only_its_loopback_leads_to_the_host(pasta: Pasta, version: int) -> None:
+    over = way(pasta, "out", version)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+    with pytest.raises(ConnectionError):  # refused, or taken and reset
+        over.client.connect(HOST[version], PORT).recv(1)
+    with over.connect() as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
+@both_versions
+def test_a_forward_from_the_namespace_may_name_addresses(pasta: Pasta, version: int) -> None:
+    any_, loopback = (f"[{a}]" if version == 6 else a for a in (ANY[version], LOOPBACK[version]))
+    pasta.topology.host.serve_tcp(EXTRA[version], echo, port=SERVED)
+    target = f"[{EXTRA[version]}]" if version == 6 else EXTRA[version]
+    guest = pasta.guest("--config-net", "-T", f"{loopback}/{PORT}:{target}/{SERVED}", "-T", f"{any_}/81:{loopback}/82")
+    with guest.connect(LOOPBACK[version], PORT) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
+def test_with_nothing_but_the_bypass_there_is_no_tap(pasta: Pasta) -> None:
+    specs = ("-t", f"{PORT}:{SERVED}", "-T", f"{PORT + 1}:{SERVED + 1}", "-u", "none", "-U", "none")
+    guest = pasta.guest("--splice-only", "--host-lo-to-ns-lo", *specs)
+    assert [line.split(":")[1].strip() for line in guest.run("ip", "-o", "link").stdout.splitlines()] == ["lo"]
+    host = pasta.topology.host
+    for version in (4, 6):
+        guest.serve_tcp(LOOPBACK[version], echo, port=SERVED)
+        host.serve_tcp(LOOPBACK[version], echo, port=SERVED + 1)
+        for client, port in ((host, PORT), (guest, PORT + 1)):
+            with client.connect(LOOPBACK[version], port) as connection:
+                connection.sendall(b"x")
+                assert connection.recv(1) == b"x"
+        # From elsewhere there is no way in
+        with pytest.raises(ConnectionResetError):
+            pasta.topology.server.connect(HOST[version], PORT).recv(1)
+    assert guest.finish() == 0
+
+
+# Ends
+
+
+@both_versions
+@both_ways
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_T6_a_reset_arrives_as_a_reset(pasta: Pasta, direction: str, who: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    with over.server.listen(over.serve, SERVED) as listener, over.connect() as client:
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(10)
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            resets, gets = (client, server) if who == "client" else (server, client)
+            resets.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            resets.close()
+            with pytest.raises(ConnectionResetError):
+                gets.recv(1)
+
+
+@both_versions
+@both_ways
+def test_T6_a_port_where_nobody_listens_resets_what_was_accepted(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    with pytest.raises(ConnectionResetError):
+        over.connect().recv(1)
+
+
+@both_versions
+@both_ways
+def test_T7_the_last_data_and_the_end_together_after_a_half_close(pasta: Pasta, direction: str, version: int) -> None:
+    answer = random.Random(7).randbytes(300_000)
+
+    def serve(connection: socket.socket) -> None:
+        question = receive(connection)
+        connection.sendall(question + answer)  # and the end at once
+
+    over = way(pasta, direction, version)
+    over.server.serve_tcp(over.serve, serve, port=SERVED)
+    for number in range(100):
+        with over.connect() as client:
+            client.sendall(b"%03d" % number)
+            client.shutdown(socket.SHUT_WR)
+            assert receive(client) == b"%03d" % number + answer
+
+
+@both_versions
+@both_ways
+def test_T8_a_half_closed_upload_is_complete(pasta: Pasta, direction: str, payload: bytes, version: int) -> None:
+    digests: list[str] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.shutdown(socket.SHUT_WR)
+        digests.append(hashlib.sha256(receive(connection)).hexdigest())
+
+    over = way(pasta, direction, version)
+    over.server.serve_tcp(over.serve, serve, port=SERVED)
+    with over.connect() as client:
+        assert client.recv(1) == b""
+        client.sendall(payload)
+    wait_until(lambda: digests, "end of the upload")
+    assert digests == [hashlib.sha256(payload).hexdigest()]
+
+
+# Data
+
+
+@only_unprivileged
+@both_ways
+def test_T14_a_full_pipe_costs_nothing_while_its_reader_pauses(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    data = bytes(64 << 20)  # more than all buffers on the way hold
+    over.server.serve_tcp(over.serve, lambda connection: connection.sendall(data), port=SERVED)
+    with over.connect() as client:
+        client.recv(1)
+        time.sleep(1)  # until everything is full
+        assert_quiet(over.guest, 3)
+        with over.connect() as other:  # others go on
+            assert receive(other, 1000) == bytes(1000)
+        assert len(receive(client)) == len(data) - 1
+
+
+@only_unprivileged
+@both_ways
+def test_T15_a_gigabyte_with_pauses_arrives_unchanged(pasta: Pasta, direction: str) -> None:
+    block = random.Random(15).randbytes(1 << 20)
+    count = 1024
+    expected = hashlib.sha256()
+    for number in range(count):
+        expected.update(number.to_bytes(4))
+        expected.update(block)
+
+    def serve(connection: socket.socket) -> None:
+        for number in range(count):
+            connection.sendall(number.to_bytes(4))
+            connection.sendall(block)
+
+    over = way(pasta, direction, 4)
+    over.server.serve_tcp(over.serve, serve, port=SERVED)
+    pauses = random.Random(51)
+    found = hashlib.sha256()
+    with over.connect() as client:
+        while data := client.recv(pauses.choice([1000, 1 << 16, 1 << 20])):
+            found.update(data)
+            if pauses.random() < 0.005:
+                time.sleep(pauses.random() / 50)
+    assert found.hexdigest() == expected.hexdigest()
+
+
+@both_versions
+def test_T30_eleven_megabytes_from_a_port_on_the_loopback_take_less_than_a_second(pasta: Pasta, version: int) -> None:
+    over = way(pasta, "in", version)
+    page = random.Random(30).randbytes(11_000_000)
+    over.server.serve_tcp(over.serve, http({"/": page}), port=SERVED)
+    result, seconds = elapsed(
+        subprocess.run,
+        over.client.command(["curl", "-s", "--max-time", "10", url(over.knock, PORT)]),
+        capture_output=True,
+        check=True,
+    )
+    assert result.stdout == page
+    assert seconds < 1
+
+
+@both_versions
+@both_ways
+def test_T31_urgent_data_stays_in_its_place(pasta: Pasta, direction: str, version: int) -> None:
+    ordinary = random.Random(31).randbytes(40_000)
+    over = way(pasta, direction, version)
+    with over.server.listen(over.serve, SERVED) as listener, over.connect() as client:
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(10)
+            for sender, reader in ((client, server), (server, client)):
+                sender.sendall(ordinary[:20_000])
+                sender.send(b"!", socket.MSG_OOB)
+                sender.sendall(ordinary[20_000:])
+                assert receive(reader, 40_001) == ordinary[:20_000] + b"!" + ordinary[20_000:]
+                sender.sendall(b"later")
+                assert receive(reader, 5) == b"later"
+
+
+@both_versions
+@both_ways
+def test_T28_small_writes_do_not_wait(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+
+    def exchange() -> None:
+        with over.connect() as client:
+            for _ in range(200):
+                client.sendall(b"a")
+                client.sendall(b"b")  # with Nagle's algorithm this waits for a delayed acknowledgement, 40 ms
+                assert receive(client, 2) == b"ab"
+
+    assert elapsed(exchange)[1] < 4
+
+
+# Many
+
+
+@both_versions
+@both_ways
+def test_T25_a_port_can_be_used_again_at_once(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+    for _ in range(20):
+        client = over.client.open_socket(over.knock)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.bind((over.knock, 20000))
+        client.connect((over.knock, PORT))
+        client.sendall(b"again")
+        assert receive(client, 5) == b"again"
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+
+
+@only_unprivileged
+@both_ways
+def test_T26_3000_short_connections_leave_nothing_behind(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+
+    def run(count: int) -> None:
+        for number in range(count):
+            with socket.create_connection((over.knock, PORT), 5) as connection:
+                connection.sendall(b"%4d" % number)
+                assert connection.recv(10) == b"%4d" % number
+
+    over.client.inside(lambda: run(200))
+    settled = 256 + over.guest.descriptors()  # the pool of sockets may be anything from empty to full
+    over.client.inside(lambda: run(3000))
+    wait_until(lambda: over.guest.descriptors() <= settled, "the end of all connections", 5)
+
+
+@only_unprivileged
+@both_ways
+def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(10_000, (limit[1] - 1500) // 4)  # this process holds both ends, pasta two descriptors for each
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    try:
+        with contextlib.ExitStack() as stack, over.server.listen(over.serve, SERVED, backlog=4096) as listener:
+            pairs = []
+            for _ in range(count):
+                client = stack.enter_context(over.connect())
+                server = stack.enter_context(listener.accept()[0])
+                server.settimeout(10)
+                pairs.append((client, server))
+            assert_quiet(over.guest, 2)
+            for client, server in pairs[:: max(1, count // 500)]:
+                client.sendall(b"alive?")
+                assert server.recv(10) == b"alive?"
+                server.sendall(b"alive")
+                assert client.recv(10) == b"alive"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+@only_unprivileged
+@both_ways
+def test_T27_without_descriptors_connections_are_refused_and_later_ones_served(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+
+    def is_served() -> bool:
+        with over.connect() as connection:
+            try:
+                connection.sendall(b"x")
+                return connection.recv(1) == b"x"
+            except ConnectionError:
+                return False
+
+    assert is_served()
+    subprocess.run([*pasta.user.prefix, "prlimit", f"--pid={over.guest.pid}", "--nofile=200:200"], check=True)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(over.connect()) for _ in range(300)]
+        refused = 0
+        for connection in held:
+            try:
+                connection.sendall(b"x")
+                refused += connection.recv(1) != b"x"
+            except ConnectionError:
+                refused += 1
+        assert 100 < refused < 290
+        assert_quiet(over.guest, 1)
+    wait_until(is_served, "service after the descriptors are free again", 5)
+
+
+# UDP
+
+
+@both_versions
+@both_ways
+def test_U4_the_answer_comes_from_the_address_that_was_asked(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    addresses = ("127.0.0.1", "127.0.0.2") if version == 4 else ("::1",)
+    for address in addresses if direction == "out" else (over.serve,):
+        over.server.serve_udp(address, lambda data, _: data, port=SERVED)
+    for address in (*addresses, *addresses):
+        with over.client.connect(address, PORT, kind=socket.SOCK_DGRAM) as client:
+            for _ in range(3):
+                client.send(b"question")
+                assert client.recv(100) == b"question"
+
+
+@both_versions
+def test_U5_instances_that_share_a_source_port_do_not_get_each_others_answers(pasta: Pasta, version: int) -> None:
+    loopback = LOOPBACK[version]
+    server = pasta.topology.host.serve_udp(loopback, lambda data, _: data, port=SERVED)
+    clients = []
+    for _ in range(2):
+        guest = pasta.guest("--config-net", "-U", f"{PORT}:{SERVED}")
+        client = guest.open_socket(loopback, socket.SOCK_DGRAM)
+        client.bind((loopback, 5000))
+        client.connect((loopback, PORT))
+        clients.append(client)
+    for number in range(24):
+        for which, client in enumerate(clients):
+            client.send(b"%d %d" % (which, number))
+    for which, client in enumerate(clients):
+        assert [client.recv(100) for _ in range(24)] == [b"%d %d" % (which, number) for number in range(24)]
+    assert len(set(server.peers)) == 2
+
+
+@both_versions
+@both_ways
+def test_U6_the_source_port_is_kept(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    over.server.serve_udp(over.serve, lambda _, peer: b"%d" % peer[1], port=SERVED)
+    for port in (4321, 4322):
+        with over.client.open_socket(over.knock, socket.SOCK_DGRAM) as client:
+            client.bind((over.knock, port))
+            client.connect((over.knock, PORT))
+            client.send(b"who am I?")
+            assert client.recv(100) == b"%d" % port
+
+
+@both_versions
+@both_ways
+def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    over.server.serve_udp(over.serve, lambda data, _: data, port=SERVED)
+    data = random.Random(7).randbytes(65_507)
+    with over.connect(kind=socket.SOCK_DGRAM) as client:
+        for size in (0, 1, 2, 1200, 1472, 1473, 9000, 32_768, 60_000, 65_487):
+            client.send(data[:size])
+            assert client.recv(1 << 16) == data[:size]
+
+
+@both_versions
+@both_ways
+def test_U9_bursts_of_several_new_clients_arrive_whole_and_in_order(pasta: Pasta, direction: str, version: int) -> None:
+    over = way(pasta, direction, version)
+    with over.server.bind(over.serve, SERVED) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        clients = [over.connect(kind=socket.SOCK_DGRAM) for _ in range(8)]
+        for number in range(25):  # what a queue holds, even of a busy machine
+            for which, client in enumerate(clients):
+                client.send(b"%d %d" % (which, number))
+        found: dict[bytes, list[int]] = {}
+        peers: dict[bytes, set[object]] = {}
+        for _ in range(25 * len(clients)):
+            data, peer = server.recvfrom(100)
+            which, number = data.split()
+            found.setdefault(which, []).append(int(number))
+            peers.setdefault(which, set()).add(peer)
+            server.sendto(data, peer)
+        assert all(numbers == list(range(25)) for numbers in found.values())
+        assert all(len(seen) == 1 for seen in peers.values())
+        for which, client in enumerate(clients):
+            assert [client.recv(100) for _ in range(25)] == [b"%d %d" % (which, number) for number in range(25)]
+
+
+@only_unprivileged
+@both_ways
+def test_U11_one_shot_clients_are_all_answered_and_their_sockets_stay_bounded(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    over.server.serve_udp(over.serve, lambda data, _: data, port=SERVED)
+    subprocess.run([*pasta.user.prefix, "prlimit", f"--pid={over.guest.pid}", "--nofile=500:500"], check=True)
+
+    def ask() -> None:
+        for number in range(2000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(5)
+                client.connect((over.knock, PORT))
+                client.send(b"%d" % number)
+                assert client.recv(100) == b"%d" % number
+            # An answered flow goes for a new one only after a second of silence: at this rate there are always some
+            if number % 200 == 199:
+                time.sleep(1.1)
+
+    over.client.inside(ask)
+    assert over.guest.descriptors() <= 500
+
+
+@both_ways
+def test_U12_a_port_where_nobody_listens_costs_nothing(pasta: Pasta, direction: str) -> None:
+    over = way(pasta, direction, 4)
+    with over.connect(kind=socket.SOCK_DGRAM) as client:
+        for _ in range(20):
+            client.send(b"anybody?")
+            time.sleep(0.01)
+        assert_quiet(over.guest, 2)
+
+
+# Ports that forward themselves
+
+
+def is_open(namespace: Namespace, address: str, port: int) -> bool:
+    """Whether a connection is taken, whatever comes of it."""
+    try:
+        namespace.connect(address, port).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@both_versions
+@both_ways
+def test_L4_a_forward_follows_its_listener_within_two_seconds(pasta: Pasta, direction: str, version: int) -> None:
+    guest = pasta.guest("--config-net")  # it is the default
+    here, there = (pasta.topology.host, guest) if direction == "in" else (guest, pasta.topology.host)
+    loopback = LOOPBACK[version]
+    other = {4: LOOPBACK[6], 6: LOOPBACK[4]}[version]
+    for _ in range(2):
+        listener = there.listen(ANY[version], 7777)
+        if version == 6:
+            listener.close()
+            listener = there.inside(lambda: socket.create_server(("::", 7777), family=socket.AF_INET6))
+        wait_until(lambda: is_open(here, loopback, 7777), "a forward", 2)
+        with here.connect(loopback, 7777) as client, listener:
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(5)
+                client.sendall(b"found")
+                while (data := server.recv(5)) != b"found":  # an earlier look that the forward is there
+                    assert data == b""
+                    server = listener.accept()[0]
+                assert version == 6 or not is_open(here, other, 7777)
+        wait_until(lambda: not is_open(here, loopback, 7777), "the end of the forward", 2)
+
+
+def test_L4_forwards_form_no_circle(pasta: Pasta) -> None:
+    guest = pasta.guest("--config-net")
+    listener = guest.listen("0.0.0.0", 7777)
+    host = pasta.topology.host
+    wait_until(lambda: is_open(host, "127.0.0.1", 7777), "a forward", 2)
+    listener.close()
+    # The forward on the host is no listener to be forwarded back: with its reason it goes for good
+    wait_until(lambda: not is_open(host, "127.0.0.1", 7777), "the end of the forward", 2)
+    wait_until(lambda: not is_open(guest, "127.0.0.1", 7777), "no forward in the namespace", 2)
+    time.sleep(2.5)  # two more looks
+    assert not is_open(host, "127.0.0.1", 7777)
+
+
+def test_L4_what_the_kernel_hands_out_or_was_excluded_is_not_forwarded(pasta: Pasta) -> None:
+    host = pasta.topology.host
+    guest = pasta.guest("--config-net", "-t", "auto,~7778")
+    for port in (40_000, 7778, 7777):
+        guest.listen("0.0.0.0", port)
+    guest.bind("0.0.0.0", 7779)
+    wait_until(lambda: is_open(host, "127.0.0.1", 7777), "a forward", 2)
+    assert not is_open(host, "127.0.0.1", 7778)
+    assert not is_open(host, "127.0.0.1", 40_000)
+
+
+def test_L4_datagrams_find_their_ports_too(pasta: Pasta) -> None:
+    guest = pasta.guest("--config-net")
+    host = pasta.topology.host
+    guest.serve_udp("0.0.0.0", lambda data, _: data, port=7777)
+    host.serve_udp("127.0.0.1", lambda data, _: data, port=7778)
+
+    def answered(namespace: Namespace, port: int) -> bool:
+        with namespace.connect("127.0.0.1", port, kind=socket.SOCK_DGRAM, timeout=0.2) as client:
+            try:
+                client.send(b"there?")
+                return client.recv(10) == b"there?"
+            except (ConnectionRefusedError, TimeoutError):
+                return False
+
+    wait_until(lambda: answered(host, 7777), "a forward", 2)
+    wait_until(lambda: answered(guest, 7778), "a forward", 2)
+
+
+def test_L4_a_port_that_somebody_has_is_had_when_it_is_free(pasta: Pasta) -> None:
+    host = pasta.topology.host
+    taken = host.listen("0.0.0.0", 7777)
+    guest = pasta.guest("--config-net", "-T", "none")
+    guest.serve_tcp("0.0.0.0", lambda connection: connection.sendall(b"guest"), port=7777)
+    guest.serve_tcp("0.0.0.0", echo, port=7778)
+    wait_until(lambda: is_open(host, "127.0.0.1", 7778), "another forward", 2)
+    taken.close()
+    wait_until(lambda: is_open(host, "127.0.0.1", 7777), "the forward", 2)
+    with host.connect("127.0.0.1", 7777) as connection:
+        assert receive(connection) == b"guest"
+
+
+# Safety
+
+
+@both_versions
+def test_L18_without_the_bypass_and_the_gateway_no_way_leads_to_the_loopback_of_the_host(
+    pasta: Pasta, version: int
+) -> None:
+    host = pasta.topology.host
+    for address in (LOOPBACK[version], ANY[version]):
+        with contextlib.suppress(OSError):
+            host.serve_tcp(address, echo, port=7777)
+    got = host.serve_udp(LOOPBACK[version], lambda data, _: data, port=7777)
+    guest = pasta.guest("--config-net", "--no-map-gw", "-T", "none", "-U", "none")
+    gateway = {4: "192.0.2.1", 6: "2001:db8::1"}
+    time.sleep(1.2)  # a look for ports later
+    for address in (LOOPBACK[version], HOST[version], gateway[version]):
+        with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
+            guest.connect(address, 7777, timeout=2).close()
+        with guest.connect(address, 7777, kind=socket.SOCK_DGRAM, timeout=0.3) as client, contextlib.suppress(OSError):
+            client.send(b"anybody?")
+            assert client.recv(10) == b""
+    assert got.peers == []
+
+
+@contextlib.contextmanager
+def makers(guest: Guest) -> Iterator[list[int]]:
+    """The processes of pasta in the guest's namespace."""
+    inside = os.readlink(f"/proc/{guest.holder}/ns/net")
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if (
+                entry.name.isdigit()
+                and os.readlink(entry / "ns/net") == inside
+                and b"pasta" in (entry / "cmdline").read_bytes()
+            ):
+                found.append(int(entry.name))
+    yield found
+
+
+@only_unprivileged
+def test_without_the_process_in_the_namespace_everything_else_goes_on(pasta: Pasta) -> None:
+    over = way(pasta, "in", 4)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+    server = pasta.topology.server.serve_tcp(SERVER[4], echo)
+
+    def works(connect: Callable[[], socket.socket]) -> bool:
+        with connect() as connection:
+            try:
+                connection.sendall(b"x")
+                return connection.recv(1) == b"x"
+            except ConnectionResetError:
+                return False
+
+    with over.connect() as connection, makers(over.guest) as found:
+        connection.sendall(b"before")
+        assert receive(connection, 6) == b"before"
+        assert len(found) == 1
+        os.kill(found[0], signal.SIGKILL)
+        wait_until(lambda: any("process that makes sockets" in line for line in over.guest.output), "a warning")
+        connection.sendall(b"after")
+        assert receive(connection, 5) == b"after"
+    assert works(lambda: over.guest.connect(SERVER[4], server.port))
+    assert works(lambda: pasta.topology.server.connect(HOST[4], PORT))
+    wait_until(lambda: not works(over.connect), "the end of what was in the pool", 5)
+    assert_quiet(over.guest, 1)
+
+
+@only_unprivileged
+def test_a_process_in_the_namespace_that_stands_still_holds_nothing_up(pasta: Pasta) -> None:
+    over = way(pasta, "in", 4)
+    over.server.serve_tcp(over.serve, echo, port=SERVED)
+    server = pasta.topology.server.serve_tcp(SERVER[4], echo)
+    with makers(over.guest) as found:
+        os.kill(found[0], signal.SIGSTOP)
+        try:
+            clients = [over.connect() for _ in range(100)]
+            done = threading.Event()
+
+            def other() -> None:
+                with over.guest.connect(SERVER[4], server.port) as connection:
+                    connection.sendall(b"x")
+                    assert connection.recv(1) == b"x"
+                    done.set()
+
+            _, seconds = elapsed(other)
+            assert done.is_set()
+            assert seconds < 2
+            assert_quiet(over.guest, 1)
+            for client in clients:
+                with client, pytest.raises(ConnectionResetError):
+                    client.recv(1)
+        finally:
+            os.kill(found[0], signal.SIGCONT)
+    wait_until(lambda: is_served(over), "service again", 5)
+
+
+def is_served(over: Way) -> bool:
+    with over.connect() as connection:
+        try:
+            connection.sendall(b"x")
+            return connection.recv(1) == b"x"
+        except ConnectionError:
+            return False
