@@ -11,7 +11,8 @@ from the guest's namespace (PR_SET_DUMPABLE); a guest that shares our PID namesp
 Passing descriptors one by one would cost a switch of process per connection. So they are made in advance, `REFILL` at a
 time, and kept in a pool for each protocol and IP version; the next ones are asked for while there still are some. The
 first time, and if connections come faster than the maker runs, the packet path waits for it, for `PATIENCE_MS` at most,
-and not again until it has answered.
+and not again until it has answered. Near the limit of open files, where the kernel drops what does not fit, fewer are
+asked for.
 
 Requests and replies are structs of one layout for the pool and for Python, which has a socket of its own to the maker:
 bound listeners (BIND); netlink sockets (DIAG), or files of /proc/net (TABLE), to look at those of the namespace. The
@@ -92,6 +93,7 @@ cdef struct Pool:
     int fds[KINDS][SIZE]
     uint32_t count[KINDS]
     uint32_t asked[KINDS]  # are on their way
+    uint32_t batch[KINDS]  # to be asked for at once, REFILL at most
 
 
 # The packet path's side
@@ -107,10 +109,13 @@ cdef inline uint32_t kind_of(uint8_t protocol, bint v4) noexcept nogil:
 
 cdef int sockets_open(Worker *w, int fd) noexcept nogil:
     cdef epoll_event event
+    cdef uint32_t kind
     w.sockets = calloc(1, sizeof(Pool))
     if w.sockets == NULL:
         return -ENOMEM
     pool(w).control = fd
+    for kind in range(KINDS):
+        pool(w).batch[kind] = REFILL
     event.events = EPOLLIN
     event.data.u64 = <unsigned long long> REF_SOCKETS << 56
     return -errno if epoll_ctl(w.epoll, EPOLL_CTL_ADD, fd, &event) < 0 else 0
@@ -132,13 +137,13 @@ cdef void ask(Pool *p, uint32_t kind) noexcept nogil:
     if p.control < 0:
         return
     memset(&request, 0, sizeof(request))
-    request.id = kind
+    request.id = kind << 16 | p.batch[kind]
     request.what = MAKE
     request.protocol = 6 if kind < 2 else 17
     request.version = 6 if kind & 1 else 4
-    request.count = REFILL
+    request.count = <uint8_t> p.batch[kind]
     if send(p.control, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(request):
-        p.asked[kind] += REFILL
+        p.asked[kind] += p.batch[kind]
 
 
 cdef int received(const msghdr *message, int *out, int limit) noexcept nogil:
@@ -168,6 +173,7 @@ cdef void sockets_event(Worker *w) noexcept nogil:
     cdef uint8_t[CONTROL] control
     cdef epoll_event event
     cdef ssize_t n
+    cdef uint32_t kind, asked
     cdef int made
     while p.control >= 0:
         memset(&message, 0, sizeof(message))
@@ -188,10 +194,16 @@ cdef void sockets_event(Worker *w) noexcept nogil:
             p.control = -1
             return
         p.stalled = False
-        if n == sizeof(reply) and reply.id < KINDS:
-            p.asked[reply.id] = p.asked[reply.id] - REFILL if p.asked[reply.id] >= REFILL else 0
-            made = received(&message, &p.fds[reply.id][p.count[reply.id]], SIZE - <int> p.count[reply.id])
-            p.count[reply.id] += made
+        kind = reply.id >> 16
+        asked = reply.id & 0xFFFF
+        if n == sizeof(reply) and kind < KINDS:
+            p.asked[kind] -= asked if asked < p.asked[kind] else p.asked[kind]
+            made = received(&message, &p.fds[kind][p.count[kind]], SIZE - <int> p.count[kind])
+            p.count[kind] += made
+            if made < <int> asked:
+                p.batch[kind] = made if made else 1
+            elif p.batch[kind] < REFILL:
+                p.batch[kind] = p.batch[kind] * 2 if p.batch[kind] * 2 < REFILL else REFILL
             count_n(w, C_SOCKETS_MADE, made)
         else:
             received(&message, NULL, 0)
@@ -205,7 +217,7 @@ cdef int sockets_take(Worker *w, uint8_t protocol, bint v4) noexcept nogil:
         return -EAGAIN
     if p.count[kind] == 0:
         sockets_event(w)
-    if p.count[kind] + p.asked[kind] < LOW:
+    if p.count[kind] + p.asked[kind] < (LOW if p.batch[kind] == REFILL else 1):
         ask(p, kind)
     while p.count[kind] == 0 and p.asked[kind] and p.control >= 0 and not p.stalled:
         wait.fd = p.control

@@ -76,7 +76,8 @@ cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:
     """A socket where `pif` says, or -errno."""
     cdef int fd
     if pif == PIF_SPLICE:
-        return sockets_take(w, PROTO_UDP, v4)
+        fd = sockets_take(w, PROTO_UDP, v4)
+        return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w) else fd
     fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
