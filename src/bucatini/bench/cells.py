@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from bucatini.bench import topology
-from bucatini.bench.systems import OURS, PEERS, System
+from bucatini.bench.systems import BYPASS_IN, BYPASS_OUT, OURS, PEERS, System
 from bucatini.bench.topology import SERVER4, SERVER6, Delay, Topology
 
 END_CPU = 1  # both ends of a stream, and who sends datagrams
@@ -61,6 +61,7 @@ class Environment(NamedTuple):
     title: str
     mtu: int = 65520
     delay: Delay | None = None
+    bypass: bool = False  # forwards for local connections, both ways
 
 
 ENVIRONMENTS = (
@@ -71,6 +72,7 @@ ENVIRONMENTS = (
     Environment("rtt20", "20 ms of round trip, 1 Gbit/s", delay=Delay(0.02)),
     Environment("rtt200", "200 ms of round trip, 1 Gbit/s", delay=Delay(0.2, backlog=0.2)),
     Environment("loss", "2 ms of round trip, 1 Gbit/s, 0.1 % of the packets lost", delay=Delay(0.002, loss=0.001)),
+    Environment("bypass", "local connections, from loopback to loopback", bypass=True),
     Environment("held", "connections held open"),
     Environment("start", "from exec to readiness"),
 )
@@ -79,24 +81,15 @@ ENVIRONMENTS = (
 class Server:
     """A server for as long as a cell takes; the system's guest is where it runs if it is an inbound cell's."""
 
-    def __init__(self, system: System, arguments: list[str], cpu: int, *, inside: bool = False) -> None:
+    def __init__(
+        self, system: System, arguments: list[str], cpu: int, *, inside: bool = False, where: str = ""
+    ) -> None:
         self.command = arguments
         if inside:
             full = system.wrap(arguments, cpu)
         else:
-            limit = f"--nofile={topology.FILES}"
-            full = [
-                "ip",
-                "netns",
-                "exec",
-                system.topology.server,
-                "prlimit",
-                limit,
-                "taskset",
-                "-c",
-                str(cpu),
-                *arguments,
-            ]
+            full = ["ip", "netns", "exec", where or system.topology.server, "prlimit", f"--nofile={topology.FILES}"]
+            full += ["taskset", "-c", str(cpu), *arguments]
         self.process = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def __enter__(self) -> Self:
@@ -123,9 +116,9 @@ def traffic(role: str, host: str, port: int, size: int = 1, seconds: float = 1.0
     return [*TRAFFIC, role, host, str(port), str(size), str(seconds)]
 
 
-def run_outside(where: Topology, command: list[str], cpu: int) -> str:
-    """Run a client in the server's namespace, for forwarded ports."""
-    full = ["ip", "netns", "exec", where.server, "taskset", "-c", str(cpu), *command]
+def run_outside(where: Topology, command: list[str], cpu: int, *, host: bool = False) -> str:
+    """Run a client in the server's namespace, or the host's, for forwarded ports."""
+    full = ["ip", "netns", "exec", where.host if host else where.server, "taskset", "-c", str(cpu), *command]
     done = subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
@@ -209,6 +202,45 @@ def answered(text: str) -> dict[str, float]:
     if found.get("failed"):
         raise RuntimeError(f"{found['failed']:.0f} failed, {found['per_second']:.0f} per second did not")
     return {"" if name == "per_second" else name: value for name, value in found.items() if name != "failed"}
+
+
+# Local connections: from one loopback to the other
+
+
+def bypass(server: list[str], client: list[str], port: int, cpu: int, *, inward: bool, system: System) -> str:
+    """What a client prints that talks to a server on the other side; {address} and {port} are where it is asked."""
+    words = {"{address}": "127.0.0.1", "{port}": str(port)}
+    told = [words.get(word, word) for word in client]
+    where = system.topology.server if system.name == "loopback" else system.topology.host
+    with Server(system, [words.get(word, word) for word in server], cpu, inside=inward, where=where):
+        if inward and system.name != "loopback":
+            return run_outside(system.topology, told, cpu, host=True)
+        return system.output(told, cpu)
+
+
+def bypass_stream(*options: str, inward: bool) -> Callable[[System], dict[str, float]]:
+    """A stream of iperf3; who connects sends."""
+
+    def run(system: System) -> dict[str, float]:
+        before = system.cpu()
+        server = ["iperf3", "-s", "-1", "--forceflush", "-p", "{port}"]
+        client = ["iperf3", "-J", "-c", "{address}", "-p", "{port}", "-t", "1", *options]
+        port = (BYPASS_IN if inward else BYPASS_OUT)[0]
+        return throughput(bypass(server, client, port, END_CPU, inward=inward, system=system), system, before)
+
+    return run
+
+
+def bypass_ask(client: str, server: str, at: int, *, inward: bool) -> Callable[[System], dict[str, float]]:
+    """Round trips and rates; `at`: which of the ports."""
+
+    def run(system: System) -> dict[str, float]:
+        port = (BYPASS_IN if inward else BYPASS_OUT)[at]
+        served = traffic(server, "0.0.0.0" if inward else "127.0.0.1", port)
+        asked = traffic(client, "127.0.0.1", port)
+        return answered(bypass(served, asked, port, TRANSLATOR_CPU, inward=inward, system=system))
+
+    return run
 
 
 # UDP rates: the sender does not wait for anybody
@@ -356,6 +388,25 @@ def short_exchanges() -> list[Cell]:
     return found
 
 
+def local_connections() -> list[Cell]:
+    """What bypasses the tap, where there is a bypass."""
+    found = []
+    names = ("loopback", OURS, "pasta")
+    for way, words, inward in (("in", "host → namespace", True), ("out", "namespace → host", False)):
+        asked: list[tuple[str, str, tuple[Metric, ...], Callable[[System], dict[str, float]]]] = [
+            ("tcp", "TCP, one stream", STREAM, bypass_stream(inward=inward)),
+            ("tcp-back", "TCP, one stream, answered", STREAM, bypass_stream("-R", inward=inward)),
+            ("crr", "TCP connect-request-response", RATE, bypass_ask("crr", "requests", 1, inward=inward)),
+            ("pingpong", "TCP round trips of 1 byte", ROUND_TRIPS,
+             bypass_ask("tcp-pingpong", "echo", 2, inward=inward)),
+            ("udp-pingpong", "UDP round trips of 1 byte", ROUND_TRIPS,
+             bypass_ask("udp-pingpong", "datagrams", 2, inward=inward)),
+        ]  # fmt: skip
+        for key, title, metrics, run in asked:
+            found.append(Cell(f"{key}-{way}", f"{title}, {words}", "bypass", metrics, run, systems=names))
+    return found
+
+
 def nothing(system: System) -> dict[str, float]:
     raise NotImplementedError  # `start` cells are the runner's: there is no connected system yet
 
@@ -365,6 +416,7 @@ CELLS: tuple[Cell, ...] = (
     *short_exchanges(),
     *streams("mtu1500"),
     *long_paths(),
+    *local_connections(),
     Cell("held-1k", "1,000 connections held open", "held", HELD, held(1000), rounds=1, systems=TRANSLATORS),
     Cell("held-10k", "10,000 connections held open", "held", HELD, held(10000), rounds=1, systems=TRANSLATORS),
     Cell("start", "exec to readiness", "start", START, nothing, systems=TRANSLATORS, quick=True),

@@ -89,7 +89,9 @@ class Run:
                 if environment.key == "start":
                     continue
                 try:
-                    connected[name] = System(name, self.programs[name], topologies[name], environment.mtu)
+                    connected[name] = System(
+                        name, self.programs[name], topologies[name], environment.mtu, bypass=environment.bypass
+                    )
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     broken[name] = f"did not connect: {error}"
             for cell in cells:

@@ -25,6 +25,8 @@ PEERS = ("pasta", "slirp4netns")
 NAMES = (*NATIVE, OURS, *PEERS)
 TRANSLATOR_CPU = 0
 FORWARDED = (7010, 7011)  # TCP ports of the guest that the host forwards
+BYPASS_IN = (7020, 7021, 7022)  # ports of the guest for the host's loopback: streams, requests, echo
+BYPASS_OUT = (7030, 7031, 7032)  # and of the host for the guest's
 TICK = os.sysconf("SC_CLK_TCK")  # per second, of /proc/PID/stat
 
 
@@ -49,8 +51,10 @@ def version(program: str) -> str:
 class System:
     """One of them, connected, in a topology of its own: ports and sockets that one keeps are not missing to another."""
 
-    def __init__(self, name: str, program: str | None, where: Topology, mtu: int = 65520) -> None:
-        self.name, self.topology, self.mtu = name, where, mtu
+    def __init__(
+        self, name: str, program: str | None, where: Topology, mtu: int = 65520, *, bypass: bool = False
+    ) -> None:
+        self.name, self.topology, self.mtu, self.bypass = name, where, mtu, bypass
         self.guest: Guest | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.resolver = topology.SERVER4
@@ -73,7 +77,11 @@ class System:
             self.resolver = topology.RESOLVER4
             ports = ",".join(map(str, FORWARDED))
             command = [program, "-f", "-q", "--config-net", "-m", str(self.mtu), "-I", "tap0", "--no-map-gw"]
-            command += ["-t", ports, "-u", "none", "-T", "none", "-U", "none"]
+            if self.bypass:
+                inward, outward = (",".join(map(str, numbers)) for numbers in (BYPASS_IN, BYPASS_OUT))
+                command += ["-t", inward, "-u", inward, "-T", outward, "-U", outward]
+            else:
+                command += ["-t", ports, "-u", "none", "-T", "none", "-U", "none"]
             command += ["--dns-forward", topology.RESOLVER4, "--dns-host", topology.SERVER4, pid]
         self.process = self.topology.spawn(command, where=self.topology.host, cpu=TRANSLATOR_CPU, user=True)
         guest.wait_for_address(10)

@@ -68,6 +68,10 @@ class SocketDiag:
             fd = sock.detach()
         self.netlink = Netlink(fd)
 
+    def close(self) -> None:
+        """Close the socket."""
+        self.netlink.close()
+
     def listeners(self) -> list[Listener]:
         """Return what is bound; HostError when the kernel does not say."""
         found: list[Listener] = []
@@ -119,6 +123,11 @@ class ProcTables:
                 except OSError:
                     continue  # ipv6.disable=1
         self.fds = fds
+
+    def close(self) -> None:
+        """Close the tables."""
+        for fd in self.fds.values():
+            os.close(fd)
 
     def listeners(self) -> list[Listener]:
         """Return what is bound."""

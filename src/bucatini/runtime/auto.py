@@ -70,11 +70,20 @@ def followers(settings: Settings) -> list[Follower]:
 
 def host_source() -> Source:
     """Return what knows the host's sockets."""
+    return _working() or ProcTables()
+
+
+def _working(fd: int | None = None) -> SocketDiag | None:
+    """Return what asks the kernel, if that works."""
     try:
-        source = SocketDiag()
+        source = SocketDiag(fd)
+    except HostError:
+        return None
+    try:
         source.listeners()
     except HostError:
-        return ProcTables()
+        source.close()
+        return None
     return source
 
 
@@ -84,12 +93,8 @@ def guest_source(maker: Maker) -> Source:
     maker.diagnostics(lambda fd, error: answers.append((fd, error)))
     maker.wait()
     if answers[0][0] >= 0:
-        try:
-            source = SocketDiag(answers[0][0])
-            source.listeners()
-        except HostError:
-            pass
-        else:
+        source = _working(answers[0][0])
+        if source is not None:
             return source
     fds: dict[tuple[int, int], int] = {}
     for key in TABLES:
