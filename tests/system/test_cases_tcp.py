@@ -395,7 +395,7 @@ def test_T26_3000_short_connections_leave_nothing_behind(pasta: Pasta, version: 
         guest.serve_tcp(ANY[version], echo, port=80)
         failures = exchange_bytes(pasta.topology.server, HOST[version], 8080, 3000)
     assert not failures
-    wait_until(lambda: guest.descriptors() == before, f"{before} descriptors as at the start", 5)
+    wait_until(lambda: guest.descriptors() <= before, f"no more than {before} descriptors, as at the start", 5)
 
 
 # Oddities

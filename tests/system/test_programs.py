@@ -174,11 +174,18 @@ def test_dhclient_configures_ipv6(pasta: Pasta) -> None:
     assert lease["new_dhcp6_domain_search"].strip() == "example.org."
 
 
+def link_local(guest: Guest) -> bool:
+    """Whether the guest has a link-local address on its interface that can be used."""
+    shown = guest.run("ip", "-6", "-o", "address", "show", "dev", "host0", "scope", "link").stdout
+    return "fe80" in shown and "tentative" not in shown
+
+
 def test_rdisc6_finds_the_router(pasta: Pasta) -> None:
     client = need("rdisc6", "ndisc6")
     guest = pasta.guest("--dhcp-dns", "-D", "2001:db8:53::53", "--dhcp-search", "-S", "example.org")
     guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
     guest.run("ip", "link", "set", "host0", "up")
+    wait_until(lambda: link_local(guest), "the link-local address that it asks with")
     shown = guest.run(client, "-1", "host0").stdout
     for words in ("65535", "65520", "2001:db8:53::53", "example.org", "Autonomous address conf.:          Yes"):
         assert words in shown
