@@ -73,7 +73,7 @@ cdef struct SpliceFlow:  # a TCP connection that bypasses the tap; sides: 0 who 
     uint8_t readable[2]  # may have data, or its end
     uint8_t hangup[2]  # will not say again that there is something: read to the end
     uint8_t urgent[2]  # urgent data stands in the way of splice(2)
-    uint8_t ended[2]  # the end was read
+    uint8_t ended[2]  # the end was read, or an error: a reset once the pipe is empty
     uint8_t told[2]  # and passed on
     uint8_t connected
     uint8_t queued  # in the worker's list of flows to continue

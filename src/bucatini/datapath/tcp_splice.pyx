@@ -14,8 +14,8 @@ the guest's own address, which the namespace reaches without the tap too. From t
 was asked (L3). What came from or asked for any other address does not bypass.
 
 Events. Both sockets are in epoll once, edge triggered, for everything. `readable` is what an edge left to do. `pump` moves
-one direction until its source is empty, its sink is full (an edge of the sink goes on, T14: no CPU meanwhile) or its share
-of the turn is used up. A read that brought fewer bytes than a pipe has slots cannot have been cut short by the pipe: it
+one direction until its source is empty, its sink is full (an edge of the sink goes on, T14: no CPU meanwhile; the pipe
+takes what else it can) or its share of the turn is used up. A read that brought fewer bytes than a pipe has slots cannot have been cut short by the pipe: it
 emptied the source, and the next edge says when there is more; after a hangup there is none, and it is read to its end.
 
 End. The end of one direction is passed on by shutdown(2) when the pipe is empty (T7). With both passed on, both are
@@ -60,6 +60,7 @@ cdef enum:
     SLOTS_MIN = 2  # of a pipe then
     CHUNK = 1 << 20
     SHARE = 1 << 22  # bytes of a direction in one turn
+    BROKEN = 2  # `ended`: by an error
     COPY = 4096  # bytes read at once where splice(2) does not do: they fit into the smallest pipe
     EDGES = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP
 
@@ -195,6 +196,21 @@ cdef ssize_t fill(Flow *flow, int side, const Pipe *pipe) noexcept nogil:
     return n if n >= 0 else -errno
 
 
+cdef void top_up(Flow *flow, int side, const Pipe *pipe) noexcept nogil:
+    """Let the pipe take more while the sink is full: the sender goes on, and there is more to move at once."""
+    cdef SpliceFlow *s = &flow.u.splice
+    cdef ssize_t n
+    if s.ended[side] or not s.readable[side] or s.urgent[side] or s.held[side] >= CHUNK:
+        return
+    n = fill(flow, side, pipe)
+    if n > 0:
+        s.held[side] += <uint32_t> n
+    elif n == 0:
+        s.ended[side] = 1
+    elif n != -EAGAIN and n != -EINTR:  # -EAGAIN: no data, or no room; the next edge of the sink will tell
+        s.ended[side] = BROKEN
+
+
 cdef bint pump(Worker *w, Flow *flow, int side) noexcept nogil:
     """Move data from `side` to the other one as far as it goes; False: the connection is gone."""
     cdef SpliceFlow *s = &flow.u.splice
@@ -210,10 +226,14 @@ cdef bint pump(Worker *w, Flow *flow, int side) noexcept nogil:
                 s.held[side] -= <uint32_t> n
                 count_n(w, C_SPLICE_BYTES, <uint64_t> n)
             elif n < 0 and errno == EAGAIN:
+                top_up(flow, side, pipe)
                 return True
             elif n == 0 or errno != EINTR:
                 reset_both(w, flow)
                 return False
+        if s.ended[side] == BROKEN:
+            reset_both(w, flow)
+            return False
         if s.ended[side] or not s.readable[side]:
             break
         if moved >= SHARE:
@@ -271,12 +291,14 @@ cdef void splice_event(Worker *w, Flow *flow, int side, uint32_t events) noexcep
         s.connected = 1
         if s.readable[0] and not pump(w, flow, 0):
             return
-    elif events & EPOLLERR and s.ended[side]:
+    elif events & EPOLLERR and s.ended[side] == 1:
         reset_both(w, flow)  # nothing is left to be read that would say so
         return
     elif events & EPOLLOUT and s.held[1 - side] and not pump(w, flow, 1 - side):
         return
-    if s.readable[side] and not s.ended[side] and not s.held[side]:
+    if s.held[side]:
+        top_up(flow, side, &state(w).pipes[s.pipe[side]])
+    elif s.readable[side] and not s.ended[side]:
         pump(w, flow, side)
 
 
