@@ -146,7 +146,7 @@ def test_U11_when_flows_run_out_a_silent_one_goes_and_one_in_use_stays(link: Lin
         assert link.path.counters()["udp_flows"] == FLOWS + 2
 
 
-def test_a_datagram_that_nobody_takes_is_answered_with_an_error(link: Link) -> None:
+def test_U1_U2_a_datagram_that_nobody_takes_is_answered_with_an_error(link: Link) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -160,7 +160,7 @@ def test_a_datagram_that_nobody_takes_is_answered_with_an_error(link: Link) -> N
     assert quoted[20:24] == datagram[:4]
 
 
-def test_fragments_are_put_together(link: Link) -> None:
+def test_U8_fragments_are_put_together(link: Link) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(5)
@@ -180,7 +180,7 @@ def test_a_slow_path_that_fails_costs_the_frame(link: Link, server: socket.socke
     assert link.path.counters()["slow_errors"] == 1
 
 
-def test_every_bad_frame_counts_in_one_counter(link: Link, server: socket.socket) -> None:
+def test_L15_every_bad_frame_counts_in_one_counter(link: Link, server: socket.socket) -> None:
     good = tcp.Tcp(1, 2, 3, 4, tcp.ACK, 5).emit(GUEST, HOST)
     packet = ipv4.IPv4(GUEST, HOST, 6, good).emit()
     frames = {

@@ -52,7 +52,7 @@ def test_padding_behind_the_packet_is_not_payload() -> None:
     assert parse_bytes(udp6() + bytes(30))["payload"] == b"hello"
 
 
-def test_every_truncation_is_refused() -> None:
+def test_L15_every_truncation_is_refused() -> None:
     for data in (udp4(), udp6()):
         for length in range(len(data)):
             assert counter(parse_bytes(data[:length])).startswith("drop_")
@@ -119,7 +119,7 @@ def test_a_superframe_without_a_size_is_refused() -> None:
 
 @settings(max_examples=400)
 @given(st.binary(max_size=200), st.sampled_from([0x0800, 0x86DD, 0x0806]), st.booleans())
-def test_any_bytes_are_parsed_or_counted(data: bytes, ethertype: int, offloaded: bool) -> None:
+def test_L15_any_bytes_are_parsed_or_counted(data: bytes, ethertype: int, offloaded: bool) -> None:
     result = parse_bytes(frame(data, ethertype), vnet_flags=int(offloaded))
     assert isinstance(result, dict) or counter(result).startswith("drop_")
 

@@ -279,7 +279,7 @@ def test_data_taken_back_is_accepted_when_it_comes_again() -> None:
 # The window towards the guest
 
 
-def test_the_window_is_the_bound_less_what_is_held() -> None:
+def test_T22_the_window_is_the_bound_less_what_is_held() -> None:
     t = established()
     assert t.machine.window() << 7 == 1 << 20
     t.guest(ACK, 0, 0, length=1 << 20)
@@ -296,7 +296,7 @@ def test_the_advertised_edge_never_moves_left() -> None:
     assert t.field("rcv_adv") == edge
 
 
-def test_a_window_update_is_sent_when_half_of_it_is_free_again() -> None:
+def test_T20_T21_a_window_update_is_sent_when_half_of_it_is_free_again() -> None:
     t = established()
     t.guest(ACK, 0, 0, length=1 << 20)
     assert t.machine.held(1 << 20) == set()
@@ -335,7 +335,7 @@ def test_room_is_the_guests_window_less_what_is_in_flight() -> None:
     assert t.machine.room() == 0
 
 
-def test_no_sliver_is_sent_into_a_nearly_full_window() -> None:
+def test_T21_no_sliver_is_sent_into_a_nearly_full_window() -> None:
     t = established()
     t.machine.sent((512 << 7) - 100)
     assert t.machine.room() == 0
@@ -436,7 +436,7 @@ def test_a_guest_that_does_not_answer_probes_is_given_up_in_the_end() -> None:
     assert actions == {"abort", "rst"}
 
 
-def test_a_window_closed_over_data_in_flight_is_probed_not_flooded() -> None:
+def test_T13_a_window_closed_over_data_in_flight_is_probed_not_flooded() -> None:
     t = established()
     t.machine.sent(5000)
     t.guest(ACK, 0, 1000, window=0)
