@@ -511,3 +511,55 @@ def test_T32_data_behind_the_fin_of_the_guest_is_ignored(pasta: Pasta, version: 
     assert heard == [b"question"]
     assert_works(guest, other, version)
     assert alive(guest.pid)
+
+
+# A bad link
+
+
+@both_versions
+def test_T24_what_is_lost_doubled_and_overtaken_arrives_in_order(pasta: Pasta, payload: bytes, version: int) -> None:
+    data = payload[: 4 << 20]
+
+    def digest(connection: socket.socket) -> None:
+        connection.sendall(hashlib.sha256(receive(connection)).digest())
+
+    guest = pasta.guest("--config-net", "--fault", "loss=0.02,duplicate=0.02,reorder=0.05,seed=24")
+    upload = pasta.topology.server.serve_tcp(SERVER[version], digest)
+    with guest.connect(SERVER[version], upload.port, timeout=60) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        assert receive(connection) == hashlib.sha256(data).digest()
+    download = pasta.topology.server.serve_tcp(SERVER[version], source(data))
+    with guest.connect(SERVER[version], download.port, timeout=60) as connection:
+        connection.shutdown(socket.SHUT_WR)  # T24: half-closed, too
+        assert receive(connection) == data
+
+
+def test_T11_connections_end_though_ends_get_lost(pasta: Pasta) -> None:
+    guest = pasta.guest("--config-net", "--fault", "loss=0.05,seed=11")
+    server = pasta.topology.server.serve_tcp(SERVER4, lambda connection: connection.sendall(b"answer"))
+    guest.settle()
+    before = guest.descriptors()
+    connections = [guest.open_socket(SERVER4) for _ in range(80)]
+    for connection in connections:
+        connection.setblocking(False)
+        connection.connect_ex((SERVER4, server.port))
+    for connection in connections:
+        connection.settimeout(60)  # a SYN that is lost four times over is late by 15 s
+        assert receive(connection) == b"answer"  # and the end, lost or not
+        connection.close()
+    wait_until(lambda: guest.descriptors() <= before, "the end of all connections", 60)
+
+
+@both_versions
+def test_T29_segments_to_and_from_port_0_do_no_harm(pasta: Pasta, version: int) -> None:
+    server = pasta.topology.server.serve_tcp(SERVER[version], echo)
+    guest = pasta.guest("--config-net")
+    with Sniffer(guest, version) as sniffer:
+        for sport, dport in ((0, server.port), (40000, 0), (0, 0)):
+            send_segment(guest, version, Tcp(sport, dport, 1000, 0, SYN, 65535))
+        send_segment(guest, version, Tcp(40000, 9, 1000, 0, SYN, 65535))
+        # What is answered next is what came last: to the others there was no answer
+        assert sniffer.next(lambda segment: segment.flags & RST != 0).sport == 9
+    assert_works(guest, server, version)
+    assert server.peers[:-1] == []

@@ -109,7 +109,7 @@ def test_ssh(pasta: Pasta, version: int) -> None:
 # Configuration by the guest's own means
 
 
-def test_udhcpc_configures_ipv4(pasta: Pasta) -> None:
+def test_D5_udhcpc_configures_ipv4(pasta: Pasta) -> None:
     client = need("udhcpc", "udhcpc")
     server = pasta.topology.server.serve_tcp(SERVER4, echo)
     guest = pasta.guest()
@@ -153,7 +153,7 @@ def dhclient(pasta: Pasta, guest: Guest, version: int) -> dict[str, str]:
     return {name: value for name, _, value in found}
 
 
-def test_dhclient_configures_ipv4(pasta: Pasta) -> None:
+def test_D5_dhclient_configures_ipv4(pasta: Pasta) -> None:
     guest = pasta.guest("--dhcp-dns", "-D", "203.0.113.53", "--dhcp-search", "-S", "example.org lab.example.net")
     guest.run("ip", "link", "set", "host0", "up")
     lease = dhclient(pasta, guest, 4)
@@ -164,7 +164,7 @@ def test_dhclient_configures_ipv4(pasta: Pasta) -> None:
     assert lease["new_dhcp_lease_time"] == "4294967295"
 
 
-def test_dhclient_configures_ipv6(pasta: Pasta) -> None:
+def test_D7_dhclient_configures_ipv6(pasta: Pasta) -> None:
     guest = pasta.guest("--dhcp-dns", "-D", "2001:db8:53::53", "--dhcp-search", "-S", "example.org")
     guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
     guest.run("ip", "link", "set", "host0", "up")
@@ -180,7 +180,7 @@ def link_local(guest: Guest) -> bool:
     return "fe80" in shown and "tentative" not in shown
 
 
-def test_rdisc6_finds_the_router(pasta: Pasta) -> None:
+def test_D6_rdisc6_finds_the_router(pasta: Pasta) -> None:
     client = need("rdisc6", "ndisc6")
     guest = pasta.guest("--dhcp-dns", "-D", "2001:db8:53::53", "--dhcp-search", "-S", "example.org")
     guest.sysctl(net__ipv6__conf__host0__accept_dad=0)
@@ -191,7 +191,7 @@ def test_rdisc6_finds_the_router(pasta: Pasta) -> None:
         assert words in shown
 
 
-def test_the_kernel_of_the_guest_configures_ipv6(pasta: Pasta) -> None:
+def test_D6_the_kernel_of_the_guest_configures_ipv6(pasta: Pasta) -> None:
     server = pasta.topology.server.serve_tcp(SERVER[6], echo)
     guest = pasta.guest()
     guest.sysctl(net__ipv6__conf__host0__accept_dad=0)

@@ -126,7 +126,7 @@ def test_a_guest_is_not_its_own_gateway() -> None:
         plan(address4="10.0.0.1", gateway4="10.0.0.1")
 
 
-def test_a_host_without_default_route_gets_the_guest_one() -> None:
+def test_D13_a_host_without_default_route_gets_the_guest_one() -> None:
     host = HOST._replace(v4=V4._replace(routes=(Route("192.0.2.0", 24, None),), gateway=None))
     assert v4(host).routes[-2:] == (Route(LOCAL_GATEWAY4, 32, None), Route(None, 0, LOCAL_GATEWAY4))
 

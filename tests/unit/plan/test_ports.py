@@ -45,7 +45,7 @@ def found(*values: str) -> list[tuple[int, int, int, str | None, bool]]:
         ("10-20,~12-14,~13-16", [(10, 11, 10, None, False), (17, 20, 17, None, False)]),
     ],
 )
-def test_ports_become_rules(value: str, expected: list[tuple[int, int, int, str | None, bool]]) -> None:
+def test_L5_ports_become_rules(value: str, expected: list[tuple[int, int, int, str | None, bool]]) -> None:
     assert found(value) == expected
 
 
@@ -67,7 +67,7 @@ def test_ports_become_rules(value: str, expected: list[tuple[int, int, int, str 
         ("8082:fd00::1/80", "8082:fd00::1", None),  # hence the brackets
     ],
 )
-def test_where_to_listen(value: str, address: str | None, interface: str | None) -> None:
+def test_L5_where_to_listen(value: str, address: str | None, interface: str | None) -> None:
     spec = parse_forward("-t", value)
     assert (spec.address, spec.interface) == (address, interface)
 
