@@ -21,8 +21,8 @@ cdef enum Pif:  # where a side lives
 cdef enum:
     FLOW_NONE = 0xFFFFFFFFU  # no flow: indices below it are valid
 
-# The guest's side; 40 bytes without a hole, hashed and compared as they are. Of a flow that bypasses the tap: `remote` is
-# who opened it, `guest` what was asked, both as they are at `pif`.
+# The guest's side; 40 bytes without a hole, hashed and compared as they are. Of a flow that bypasses the tap: `remote`
+# is who opened it, `guest` what was asked, both as they are at `pif`.
 cdef struct FlowKey:
     addr_t guest  # the guest's address
     addr_t remote  # the other end as the guest sees it

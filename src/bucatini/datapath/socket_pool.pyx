@@ -5,7 +5,8 @@ by a process that stays there, the maker, and come to the packet path over a UNI
 process: a thread can be in another network namespace than its process, but to get there the process would have to join
 the guest's user namespace first and stay in it for good, where the guest's root is the same user with all capabilities;
 so would the code that reads the guest's frames, and it could not shut itself into namespaces of its own any more
-(unshare(2) refuses CLONE_NEWUSER to a process with threads). The maker reads nothing from the guest. It cannot be traced
+(unshare(2) refuses CLONE_NEWUSER to a process with threads). The maker reads nothing from the guest. It cannot be
+traced
 from the guest's namespace (PR_SET_DUMPABLE); a guest that shares our PID namespace can kill it, and then has no bypass.
 
 Passing descriptors one by one would cost a switch of process per connection. So they are made in advance, `REFILL` at a
@@ -29,9 +30,10 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, AF_NETLINK, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD,
     EPOLL_CTL_DEL, EPOLLIN, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_RECVPKTINFO, IPV6_V6ONLY,
-    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC,
-    SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, cmsghdr, epoll_ctl,
-    epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg, setsockopt, socket,
+    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_RCVBUF,
+    SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close,
+    cmsghdr, epoll_ctl, epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg, setsockopt,
+    socket,
 )
 from bucatini.datapath.worker cimport REF_SOCKETS, count, count_n
 

@@ -13,8 +13,8 @@ from bucatini.datapath.flow cimport FLOW_TCP, PIF_HOST, FlowKey, flow_find, flow
 from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, dup, getsockopt,
-    linger, setsockopt, socklen_t,
+    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, dup,
+    getsockopt, linger, setsockopt, socklen_t,
 )
 from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
 from bucatini.datapath.tcp_io cimport (

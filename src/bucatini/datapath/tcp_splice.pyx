@@ -9,14 +9,15 @@ What it does not do. It never holds data in our memory, and it keeps nothing for
 pipe belongs to a direction only while there is something in it. There are no timers: both peers are kernels of this
 machine, which do not vanish.
 
-Addresses. From the host: to the address of a forward's target, to the namespace's loopback (`host_lo_to_ns_lo`), else to
-the guest's own address, which the namespace reaches without the tap too. From the namespace: to the loopback address that
-was asked (L3). What came from or asked for any other address does not bypass.
+Addresses. From the host: to the address of a forward's target, to the namespace's loopback (`host_lo_to_ns_lo`), else
+to the guest's own address, which the namespace reaches without the tap too. From the namespace: to the loopback address
+that was asked (L3). What came from or asked for any other address does not bypass.
 
-Events. Both sockets are in epoll once, edge triggered, for everything. `readable` is what an edge left to do. `pump` moves
-one direction until its source is empty, its sink is full (an edge of the sink goes on, T14: no CPU meanwhile; the pipe
-takes what else it can) or its share of the turn is used up. A read that brought fewer bytes than a pipe has slots cannot have been cut short by the pipe: it
-emptied the source, and the next edge says when there is more; after a hangup there is none, and it is read to its end.
+Events. Both sockets are in epoll once, edge triggered, for everything. `readable` is what an edge left to do. `pump`
+moves one direction until its source is empty, its sink is full (an edge of the sink goes on, T14: no CPU meanwhile; the
+pipe takes what else it can) or its share of the turn is used up. A read that brought fewer bytes than a pipe has slots
+cannot have been cut short by the pipe: it emptied the source, and the next edge says when there is more; after a hangup
+there is none, and it is read to its end.
 
 End. The end of one direction is passed on by shutdown(2) when the pipe is empty (T7). With both passed on, both are
 closed. A reset, or any other error, is passed on as a reset (T6), after the data that came before it.
@@ -38,9 +39,9 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_re
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, EPOLL_CTL_ADD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR, SO_ERROR, SO_LINGER, SO_OOBINLINE,
+    F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR, SO_LINGER, SO_OOBINLINE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_NODELAY, close,
-    connect, epoll_ctl, epoll_event, fcntl, getsockname, getsockopt, linger, pipe2, recv, setsockopt, shutdown, socket,
+    connect, epoll_ctl, epoll_event, fcntl, getsockname, linger, pipe2, recv, setsockopt, shutdown, socket,
     socklen_t, splice, write,
 )
 from bucatini.datapath.translate cimport translate_bypass

@@ -9,8 +9,8 @@ is translated is what two ends of the same address cannot mean otherwise:
 * host loopback, or the shadowed address, to a forward: comes from one of those addresses, else from `ours`.
 
 What bypasses the tap comes from a loopback. From the host's it goes to the guest's own address, or to the namespace's
-loopback (`host_lo_to_ns_lo`); from the namespace's to the same address of the host's loopback (L3); anywhere else if the
-forward says so.
+loopback (`host_lo_to_ns_lo`); from the namespace's to the same address of the host's loopback (L3); anywhere else if
+the forward says so.
 
 Nothing here remembers anything: a flow keeps what was decided.
 """

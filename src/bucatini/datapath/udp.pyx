@@ -14,8 +14,8 @@ sockets by port.
 
 Source ports. The guest's port is kept (U6). The first socket on a port, that of a forward too, is bound without
 SO_REUSEADDR, so that a port somebody else has is noticed and another is taken; then it gets the option, so that further
-flows of ours from the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets have the option
-at that moment.
+flows of ours from the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets
+have the option at that moment.
 
 Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the
 guest as one USO superframe. A route that does not take it (`no_segment`) gets them one by one.
@@ -41,7 +41,9 @@ from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
     C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_EVICTED, C_UDP_FLOWS,
 )
-from bucatini.datapath.flow cimport FLOW_NONE, FLOW_UDP, PIF_HOST, PIF_SPLICE, PIF_TAP, FlowKey, UdpFlow, flow_find, flow_new
+from bucatini.datapath.flow cimport (
+    FLOW_NONE, FLOW_UDP, PIF_HOST, PIF_SPLICE, PIF_TAP, FlowKey, UdpFlow, flow_find, flow_new,
+)
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
     addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
@@ -192,7 +194,7 @@ cdef uint32_t path_mtu(Flow *flow) noexcept nogil:
 
 
 cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
-    """0 or -errno; an earlier datagram's error is passed over. Control data, if there is any, is `UDP_CONTROL` bytes."""
+    """0 or -errno; an earlier datagram's error is passed over. Control data, if any, is `UDP_CONTROL` bytes."""
     cdef int _i
     cdef uint8_t[UDP_CONTROL + 32] control
     cdef size_t used = message.msg_controllen

@@ -1,14 +1,15 @@
 """UDP flows that bypass the tap: from the socket of a forward to one on the other side, and back.
 
-Purpose. What comes from the host's loopback to a forward of -u, or from the namespace's to one of -U, leaves on a socket
-on the other side that is connected to the target, one for each peer and address that it asked; answers leave from the
-socket of the forward, with the address that was asked as their source (U4). So all that a peer sends comes on one socket,
-in order, and no other socket is ever bound to the port of the forward (U9).
+Purpose. What comes from the host's loopback to a forward of -u, or from the namespace's to one of -U, leaves on a
+socket on the other side that is connected to the target, one for each peer and address that it asked; answers leave
+from the socket of the forward, with the address that was asked as their source (U4). So all that a peer sends comes on
+one socket, in order, and no other socket is ever bound to the port of the forward (U9).
 
 Runs of equal datagrams are sent at once (UDP_SEGMENT) where that goes.
 
-Source ports are kept as for flows over the tap (U6): bound first without SO_REUSEADDR, which notices a port that somebody
-else has; further sockets of ours share it. What others have sent to a socket before it was connected is thrown away.
+Source ports are kept as for flows over the tap (U6): bound first without SO_REUSEADDR, which notices a port that
+somebody else has; further sockets of ours share it. What others have sent to a socket before it was connected is thrown
+away.
 
 Flows are those of `udp` but for `key.pif`: same ageing, same limits. Of a port that is closed nobody can be told: a UDP
 socket cannot send an ICMP error. Its errors are passed over (U12).

@@ -1,7 +1,7 @@
 """`Worker`: what one thread of the packet path owns. Nothing in it is shared; nothing global is written.
 
-An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow (by its socket, or by the
-second one of a spliced connection), a listener, a descriptor that Python watches, or the maker of sockets.
+An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow (by its socket, or by
+the second one of a spliced connection), a listener, a descriptor that Python watches, or the maker of sockets.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
