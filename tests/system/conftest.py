@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from system.installation import Installation, install
-from system.namespaces import wait_until
+from system.namespaces import NamedNamespace, wait_until
 from system.topology import Pasta, Topology
 from system.users import ROOT, TUN, User, open_tun, unprivileged
 
@@ -121,6 +121,13 @@ def _namespaces() -> set[str]:
 def topology(clean: None) -> Iterator[Topology]:
     """The host and the server of this test."""
     with Topology() as made:
+        yield made
+
+
+@pytest.fixture
+def far(topology: Topology) -> Iterator[NamedNamespace]:
+    """One more namespace, behind the server."""
+    with topology.far() as made:
         yield made
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from system.namespaces import Namespace, TcpServer, echo, receive, wait_until
+from system.quiet import assert_quiet
 from system.servers import http
 from system.topology import ANY, EXTRA, HOST, LOOPBACK, SERVER, Guest, Pasta, elapsed, url
 from system.users import only_unprivileged
@@ -26,7 +27,6 @@ from system.users import only_unprivileged
 both_versions = pytest.mark.parametrize("version", [4, 6])
 both_ways = pytest.mark.parametrize("direction", ["in", "out"])
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
-QUIET = 0.05  # of the processor's time, when nothing moves
 PORT = 8080  # where clients knock
 SERVED = 80  # where servers are
 
@@ -62,20 +62,6 @@ def tap_packets(guest: Guest) -> int:
     lines = guest.inside(lambda: Path("/proc/thread-self/net/dev").read_text()).splitlines()
     fields = next(line for line in lines if "host0:" in line).partition(":")[2].split()
     return int(fields[1]) + int(fields[9])
-
-
-def processor_time(pid: int) -> float:
-    """Seconds that all threads of a process have used, in user and kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def assert_quiet(guest: Guest, seconds: float) -> None:
-    """Measure for so long: pasta does next to nothing."""
-    before, start = processor_time(guest.pid), time.monotonic()
-    time.sleep(seconds)
-    share = (processor_time(guest.pid) - before) / (time.monotonic() - start)
-    assert share < QUIET, f"pasta used {share:.0%} of the processor"
 
 
 def source_address(connection: socket.socket) -> None:
@@ -302,7 +288,7 @@ def test_T14_a_full_pipe_costs_nothing_while_its_reader_pauses(pasta: Pasta, dir
     with over.connect() as client:
         client.recv(1)
         time.sleep(1)  # until everything is full
-        assert_quiet(over.guest, 3)
+        assert_quiet(over.guest.pid, 3)
         with over.connect() as other:  # others go on
             assert receive(other, 1000) == bytes(1000)
         assert len(receive(client)) == len(data) - 1
@@ -436,7 +422,7 @@ def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, directi
                 server = stack.enter_context(listener.accept()[0])
                 server.settimeout(10)
                 pairs.append((client, server))
-            assert_quiet(over.guest, 2)
+            assert_quiet(over.guest.pid, 2)
             for client, server in pairs[:: max(1, count // 500)]:
                 client.sendall(b"alive?")
                 assert server.recv(10) == b"alive?"
@@ -464,7 +450,7 @@ def test_T27_without_descriptors_connections_are_refused_and_later_ones_served(p
             except ConnectionError:
                 refused += 1
         assert 100 < refused < 290
-        assert_quiet(over.guest, 1)
+        assert_quiet(over.guest.pid, 1)
     wait_until(lambda: is_served(over), "service after the descriptors are free again", 5)
 
 
@@ -582,7 +568,7 @@ def test_U12_a_port_where_nobody_listens_costs_nothing(pasta: Pasta, direction: 
         for _ in range(20):
             client.send(b"anybody?")
             time.sleep(0.01)
-        assert_quiet(over.guest, 2)
+        assert_quiet(over.guest.pid, 2)
 
 
 # Ports that forward themselves
@@ -730,7 +716,7 @@ def test_without_the_process_in_the_namespace_everything_else_goes_on(pasta: Pas
             connection.sendall(b"x")
             assert connection.recv(1) == b"x"
     wait_until(lambda: not is_served(over), "the end of what was in the pool", 5)
-    assert_quiet(over.guest, 1)
+    assert_quiet(over.guest.pid, 1)
 
 
 @only_unprivileged
@@ -749,7 +735,7 @@ def test_a_process_in_the_namespace_that_stands_still_holds_nothing_up(pasta: Pa
                 assert connection.recv(1) == b"x"
 
         assert elapsed(other)[1] < 2
-        assert_quiet(over.guest, 1)
+        assert_quiet(over.guest.pid, 1)
     finally:
         os.kill(maker, signal.SIGCONT)
     wait_until(lambda: is_served(over), "service again", 5)

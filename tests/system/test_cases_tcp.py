@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import random
 import re
 import select
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Self
 
 import pytest
@@ -21,6 +19,7 @@ from bucatini.wire.ipv6 import IPv6
 from bucatini.wire.tcp import ACK, FIN, PSH, RST, SYN, Tcp
 from system.namespaces import Namespace, TcpServer, alive, echo, receive, wait_until
 from system.programs import need
+from system.quiet import assert_quiet, nearly_idle
 from system.servers import source
 from system.topology import ANY, GATEWAY, HOST, SERVER, SERVER4, Guest, Pasta, elapsed
 from system.users import only_unprivileged
@@ -30,25 +29,9 @@ pytestmark = only_unprivileged
 both_versions = pytest.mark.parametrize("version", [4, 6])
 ETH_P_ALL = 3  # linux/if_ether.h
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-QUIET = 0.05  # of the processor's time, when nothing moves
 
 
 # What a test looks at
-
-
-def processor_time(pid: int) -> float:
-    """Seconds that all threads of a process have used, in user and kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def assert_quiet(guest: Guest, seconds: float) -> None:
-    """Measure for so long: pasta does next to nothing."""
-    before, start = processor_time(guest.pid), time.monotonic()
-    time.sleep(seconds)
-    share = (processor_time(guest.pid) - before) / (time.monotonic() - start)
-    assert share < QUIET, f"pasta used {share:.0%} of the processor"
-    assert alive(guest.pid)
 
 
 def queued(namespace: Namespace, port: int) -> int:
@@ -247,7 +230,7 @@ def test_T12_T13_a_reader_may_stop_for_six_seconds_and_pasta_sleeps(pasta: Pasta
         got = receive(connection, 1 << 20)
         # More than all buffers hold, so that the server has to wait as well.
         wait_for_standstill(lambda: queued(pasta.topology.server, server.port))
-        assert_quiet(guest, 6)
+        assert_quiet(guest.pid, 6)
         got += receive(connection)
     assert len(got) == len(payload)
     assert got == payload
@@ -303,7 +286,7 @@ def test_T18_a_guest_that_is_gone_without_a_word_costs_nothing(pasta: Pasta) -> 
     process.wait()
     go_on.set()
     assert_works(guest, other, 4)
-    assert_quiet(guest, 4)
+    assert_quiet(guest.pid, 4)
     assert_works(guest, other, 4)
     _, seconds = elapsed(guest.finish)
     assert seconds < 3
@@ -323,7 +306,7 @@ def test_a_server_that_never_reads_costs_nothing(pasta: Pasta) -> None:
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 connection.send(piece)
-        assert_quiet(guest, 3)
+        assert_quiet(guest.pid, 3)
         done.set()
 
 
@@ -342,20 +325,19 @@ def test_a_server_that_is_dead_costs_nothing(pasta: Pasta) -> None:
         with blocked(pasta.topology.server, "input", f"tcp dport {server.port}"):
             connection.sendall(bytes(200_000))
             assert_works(guest, other, 4)
-            assert_quiet(guest, 3)
+            assert_quiet(guest.pid, 3)
         # The host's kernel has doubled its interval a few times by now.
         assert receive(connection, 200_000) == bytes(200_000)
 
 
 def test_connections_refused_at_a_low_rate_cost_nothing(pasta: Pasta) -> None:
     guest = pasta.guest("--config-net")
-    before, start = processor_time(guest.pid), time.monotonic()
-    for _ in range(30):
-        with pytest.raises(ConnectionRefusedError):
-            guest.connect(SERVER4, 9, timeout=2).close()
-        time.sleep(0.1)
-    assert (processor_time(guest.pid) - before) / (time.monotonic() - start) < QUIET
-    assert_quiet(guest, 2)
+    with nearly_idle(guest.pid):
+        for _ in range(30):
+            with pytest.raises(ConnectionRefusedError):
+                guest.connect(SERVER4, 9, timeout=2).close()
+            time.sleep(0.1)
+    assert_quiet(guest.pid, 2)
 
 
 # Many

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,8 @@ from scapy.all import ARP, IP, TCP, UDP, Dot1Q, Ether, IPv6
 
 from system.namespaces import NamedNamespace, Namespace, alive, echo, wait_until
 from system.programs import need
-from system.topology import ANY, GATEWAY, HOST, HOST4, SERVER, SERVER4, Guest, Pasta
+from system.quiet import nearly_idle
+from system.topology import ANY, FAR, GATEWAY, HOST, HOST4, SERVER, SERVER4, Guest, Pasta
 from system.users import only_unprivileged
 
 pytestmark = only_unprivileged
@@ -29,7 +29,6 @@ DATAGRAM = socket.SOCK_DGRAM
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 SOL_PACKET, PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
-FAR = {4: "198.51.100.66", 6: "2001:db8:200::2"}  # behind the server
 FORBIDDEN = {4: "198.51.100.9", 6: "2001:db8:100::9"}
 OWN = {4: "192.0.2.50", 6: "2001:db8::50"}  # for -a
 OTHER = {4: "192.0.2.60", 6: "2001:db8::60"}  # somebody else's beside the guest
@@ -41,21 +40,6 @@ OTHER_MAC = "02:00:00:00:00:60"
 def reply(data: bytes, _: Any) -> bytes:
     """Echo."""
     return data
-
-
-def cpu_seconds(pid: int) -> float:
-    """The processor time that a process has used: proc_pid_stat(5), fields 14 and 15."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def nearly_idle(guest: Guest) -> Iterator[None]:
-    """Under 5 % of one processor go to pasta meanwhile."""
-    start, used = time.monotonic(), cpu_seconds(guest.pid)
-    yield
-    used = cpu_seconds(guest.pid) - used
-    assert used < 0.05 * (time.monotonic() - start), f"{used:.2f} s of processor time"
 
 
 def paced(count: int, interval: float) -> Iterator[int]:
@@ -99,29 +83,6 @@ def mac_of(guest: Guest) -> str:
 
 
 # U3
-
-
-@pytest.fixture
-def far(pasta: Pasta) -> Iterator[NamedNamespace]:
-    """One more namespace, behind the server: the second hop of the host."""
-    server = pasta.topology.server
-    with NamedNamespace(server.name.replace("-server", "-far")) as made:
-        made.sysctl(net__ipv6__conf__default__accept_dad=0, net__ipv6__conf__all__accept_dad=0)
-        server.ip(
-            f"link add server2 type veth peer name far0 netns {made.name}",
-            "link set server2 up",
-            "address add 198.51.100.65/30 dev server2",
-            "address add 2001:db8:200::1/64 dev server2 nodad",
-        )
-        made.ip(
-            "link set lo up",
-            "link set far0 up",
-            f"address add {FAR[4]}/30 dev far0",
-            f"address add {FAR[6]}/64 dev far0 nodad",
-            "route add default via 198.51.100.65",
-            "route add default via 2001:db8:200::1",
-        )
-        yield made
 
 
 @both_versions
@@ -319,7 +280,7 @@ def test_U10_what_the_host_forbids_stops_that_flow_alone_and_costs_no_cpu(
     denied.setblocking(False)
     other = guest.connect(SERVER[version], server.port, kind=DATAGRAM)
     found = set()
-    with nearly_idle(guest):
+    with nearly_idle(guest.pid):
         for number in paced(60, 0.05):
             for attempt in (lambda: denied.send(b"anybody?"), lambda: denied.recv(100)):
                 try:
@@ -393,7 +354,7 @@ def test_U12_a_port_that_refuses_for_ever_costs_no_cpu(pasta: Pasta, version: in
     pasta.topology.server.sysctl(net__ipv4__icmp_ratelimit=0, net__ipv6__icmp__ratelimit=0)
     guest = pasta.guest("--config-net")
     connection = guest.connect(SERVER[version], 9, kind=DATAGRAM, timeout=1)
-    with nearly_idle(guest):
+    with nearly_idle(guest.pid):
         for _ in paced(60, 0.05):
             connection.send(b"anybody?")
             with pytest.raises(ConnectionRefusedError):

@@ -1,10 +1,16 @@
 """What happens at the limits: refused in a stated way, and served again afterwards."""
 
+import contextlib
 import resource
+import socket
 import subprocess
+import time
+
+import pytest
 
 from system.namespaces import echo
-from system.topology import SERVER4, Pasta
+from system.quiet import assert_quiet, nearly_idle
+from system.topology import ANY, HOST4, SERVER4, Pasta
 from system.users import only_unprivileged
 
 pytestmark = only_unprivileged
@@ -48,3 +54,36 @@ print(len(opened), refused)
     assert opened > 5
     assert refused > 5
     assert opened + refused == 60
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_table_that_is_full_costs_nothing(pasta: Pasta, direction: str) -> None:
+    """T27: connections that nobody can serve wait for nothing, and those that knock once more are not a storm."""
+    guest = pasta.guest("-q", "--config-net", "-t", "8080:80")
+    guest.settle()
+    pasta.topology.host.run("prlimit", f"--pid={guest.pid}", "--nofile=60:60", user=pasta.user)
+    if direction == "out":
+        server = pasta.topology.server.serve_tcp(SERVER4, echo)
+        client, address, port = guest, SERVER4, server.port
+    else:
+        guest.serve_tcp(ANY[4], echo, port=80)
+        client, address, port = pasta.topology.server, HOST4, 8080
+
+    def served() -> socket.socket | None:
+        with contextlib.suppress(ConnectionError):
+            connection = client.connect(address, port)
+            connection.sendall(b"x")
+            if connection.recv(1) == b"x":
+                return connection
+        return None
+
+    open_ = [connection for connection in [served() for _ in range(80)] if connection is not None]
+    assert 5 < len(open_) < 60
+    assert_quiet(guest.pid, 2)
+    with nearly_idle(guest.pid):
+        for _ in range(20):
+            assert served() is None
+            time.sleep(0.1)
+    for connection in open_:
+        connection.sendall(b"y")
+        assert connection.recv(1) == b"y"

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -34,6 +34,7 @@ GATEWAY4, GATEWAY6 = "192.0.2.1", "2001:db8::1"
 EXTRA4, EXTRA6 = "203.0.113.5", "2001:db8:5::5"
 NEIGHBOUR4, NEIGHBOUR6 = "203.0.113.1", "2001:db8:5::1"  # the server in the second network
 SERVER4, SERVER6 = "198.51.100.1", "2001:db8:100::1"
+FAR4, FAR6 = "198.51.100.66", "2001:db8:200::2"  # behind the server: `Topology.far`
 REJECTED4, REJECTED6 = "198.51.100.2", "2001:db8:100::2"
 UNROUTED4, UNROUTED6 = "198.51.100.3", "2001:db8:100::3"
 
@@ -42,6 +43,7 @@ GATEWAY = {4: GATEWAY4, 6: GATEWAY6}
 EXTRA = {4: EXTRA4, 6: EXTRA6}
 NEIGHBOUR = {4: NEIGHBOUR4, 6: NEIGHBOUR6}
 SERVER = {4: SERVER4, 6: SERVER6}
+FAR = {4: FAR4, 6: FAR6}
 REJECTED = {4: REJECTED4, 6: REJECTED6}
 UNROUTED = {4: UNROUTED4, 6: UNROUTED6}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
@@ -123,6 +125,28 @@ class Topology:
         )
         for side in (self.host, self.server):
             wait_until(lambda: self._settled(side), f"link-local addresses in {side.name}")
+
+    @contextlib.contextmanager
+    def far(self) -> Iterator[NamedNamespace]:
+        """One more namespace, behind the server: the second hop of the host (server2 and far0 are the link)."""
+        with NamedNamespace(self.server.name.replace("-server", "-far")) as made:
+            made.sysctl(net__ipv6__conf__default__accept_dad=0, net__ipv6__conf__all__accept_dad=0)
+            made.sysctl(net__ipv4__tcp_congestion_control="cubic")
+            self.server.ip(
+                f"link add server2 type veth peer name far0 netns {made.name}",
+                "link set server2 up",
+                "address add 198.51.100.65/30 dev server2",
+                "address add 2001:db8:200::1/64 dev server2 nodad",
+            )
+            made.ip(
+                "link set lo up",
+                "link set far0 up",
+                f"address add {FAR4}/30 dev far0",
+                f"address add {FAR6}/64 dev far0 nodad",
+                "route add default via 198.51.100.65",
+                "route add default via 2001:db8:200::1",
+            )
+            yield made
 
     @staticmethod
     def _settled(side: NamedNamespace) -> bool:

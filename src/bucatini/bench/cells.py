@@ -21,10 +21,11 @@ TRANSLATOR_CPU = 0  # alone, or with both ends where nothing can run at the same
 TRAFFIC = [sys.executable, "-m", "bucatini.bench.traffic"]
 PLACEMENT = (
     "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips, connections and queries "
-    "have all three on CPU 0. For UDP the sender is alone on CPU 1, so that it sends more than anybody can take. "
-    "A delay line runs on CPU 0. Starts are not pinned."
+    "have all three on CPU 0; beside a stream, the ends of both are on CPU 1. For UDP the sender is alone on CPU 1, "
+    "so that it sends more than anybody can take. A delay line runs on CPU 0. Starts are not pinned."
 )
 TRANSLATORS = (OURS, *PEERS)
+LOADED = 3  # seconds of the stream beside which round trips are made
 FEW = 3  # rounds of variants of another cell, and of what takes long
 
 
@@ -184,6 +185,24 @@ def ask(
     return run
 
 
+def ask_beside_stream(*options: str) -> Callable[[System], dict[str, float]]:
+    """Round trips while a stream of iperf3 takes all that it can get."""
+
+    def run(system: System) -> dict[str, float]:
+        with (
+            Server(system, ["iperf3", "-s", "-1", "--forceflush"], END_CPU),
+            Server(system, traffic("echo", SERVER4, 7001), END_CPU),
+        ):
+            command = system.wrap(["iperf3", "-J", "-c", SERVER4, "-t", str(LOADED), *options], END_CPU)
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as stream:
+                time.sleep(LOADED / 2)  # it has found its pace
+                found = answered(system.output(traffic("tcp-pingpong", SERVER4, 7001), END_CPU))
+                text, _ = stream.communicate(timeout=30)
+        return {"": found["p50"], "p99": found["p99"], "stream": throughput(text, system, None)[""]}
+
+    return run
+
+
 def ask_resolver(system: System) -> dict[str, float]:
     """Queries by way of the system's DNS forwarding."""
     with Server(system, traffic("datagrams", SERVER4, 53), TRANSLATOR_CPU):
@@ -303,6 +322,11 @@ ROUND_TRIPS = (
     Metric("p99", "time of one, 99th percentile", "µs", higher_is_better=False),
 )
 RATE = (Metric("", "rate", "1/s"),)
+LOADED_TRIPS = (
+    Metric("", "time of one, median", "µs", higher_is_better=False),
+    Metric("p99", "time of one, 99th percentile", "µs", higher_is_better=False),
+    Metric("stream", "the stream meanwhile", "Gbit/s"),
+)
 PACKETS = (Metric("", "received", "1000/s"), Metric("loss", "lost", "%", higher_is_better=False))
 HELD = (
     Metric("", "memory of the translator for each", "bytes", higher_is_better=False),
@@ -342,6 +366,17 @@ def long_paths() -> list[Cell]:
         for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
             run = iperf(*reverse, seconds=seconds, omit=omit)
             found.append(Cell(f"tcp-{way}", f"TCP, one stream, {words}", environment, STREAM, run, FEW))
+    return found
+
+
+def under_load() -> list[Cell]:
+    """Latency beside a stream: what waits in queues of ours, or of the path."""
+    found = []
+    for environment in ("mtu65520", "rtt20"):
+        for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
+            title = f"TCP round trips of 1 byte beside a stream, {words}"
+            run = ask_beside_stream(*reverse)
+            found.append(Cell(f"loaded-{way}", title, environment, LOADED_TRIPS, run, FEW))
     return found
 
 
@@ -416,6 +451,7 @@ CELLS: tuple[Cell, ...] = (
     *short_exchanges(),
     *streams("mtu1500"),
     *long_paths(),
+    *under_load(),
     *local_connections(),
     Cell("held-1k", "1,000 connections held open", "held", HELD, held(1000), rounds=1, systems=TRANSLATORS),
     Cell("held-10k", "10,000 connections held open", "held", HELD, held(10000), rounds=1, systems=TRANSLATORS),
