@@ -3,9 +3,14 @@
 `-o FILE` keeps the result, `python -m pyperf compare_to OLD NEW` compares two of them.
 """
 
+import resource
+import socket
+import time
+
 import pyperf  # type: ignore[import-untyped]
 
 from bucatini.bench import loops
+from bucatini.host.listeners import SocketDiag, ports
 from bucatini.wire import ethernet, ipv4, tcp
 
 GUEST, SERVER = bytes([192, 0, 2, 15]), bytes([198, 51, 100, 1])
@@ -18,6 +23,25 @@ def frame(size: int) -> bytes:
     return ethernet.Ethernet(bytes(6), b"\x02" + bytes(5), ethernet.ETHERTYPE_IPV4, packet).emit()
 
 
+LISTENERS = 1000
+
+
+def look(count: int) -> float:
+    """Find 1,000 listeners, as `auto` does every second; seconds for `count` times."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    kept = [socket.create_server(("127.0.0.1", 0)) for _ in range(LISTENERS)]
+    source = SocketDiag()
+    begin = time.perf_counter()
+    for _ in range(count):
+        ports(source.listeners(), loopback=True, others=False, not_ours=set())
+    took = time.perf_counter() - begin
+    source.close()
+    for sock in kept:
+        sock.close()
+    return took
+
+
 def main() -> None:
     runner = pyperf.Runner(program_args=("-m", "bucatini.bench.micro"))
     for size in (64, 1460, 65480):
@@ -27,6 +51,7 @@ def main() -> None:
     runner.bench_time_func("parse, 1460 bytes with checksum", loops.parse, frame(1460), False)
     runner.bench_time_func("build of the headers of a segment", loops.build)
     runner.bench_time_func("TCP machine, a segment of data", loops.machine)
+    runner.bench_time_func(f"auto, a look at {LISTENERS:,} listeners", look)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,10 @@ def bind_forwards(
     """
     bound: list[Bound] = []
     limit = getrlimit(RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+    stopped: set[str] = set()  # one `all` is several ranges
     for rule in rules:
+        if rule.text in stopped:
+            continue
         before = len(bound)
         failure: OSError | None = None
         for port in range(rule.first, rule.last + 1):
@@ -86,6 +89,7 @@ def bind_forwards(
             bound.append(entry)
             if rule.weak and entry.fd >= limit > 0:
                 warn(f"'{rule.text}': stopped at port {port}, the limit of open files is near")
+                stopped.add(rule.text)
                 break
         if len(bound) == before and failure is not None:
             raise HostError(f"cannot listen on any port for '{rule.text}'", failure.errno or 0)
