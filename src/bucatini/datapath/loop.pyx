@@ -59,7 +59,7 @@ cdef enum:
     EVENTS = 64  # of one wait
     PROTO_TCP = 6
     PROTO_UDP = 17
-    ROUNDS = 8  # batches taken from the link in one turn
+    TURN = 524288  # bytes of bulk transfers taken from the link before what they wait for gets its turn
     BULK = 32768  # bytes of a batch that speak for a transfer
     LINKS = 4  # the guest's, and at most three that wrap it
 
@@ -498,14 +498,19 @@ cdef class DataPath:
         larger acknowledgements leave the guest more time to send. Where one frame came last time, and the link had
         nothing in the turn before this one, one is likely again: then none is asked for in vain.
         """
+        cdef uint32_t size, delivered = 0
         if self.taken == 1 and not self.busy:
             self.taken = 0
             self._batch(1)
         else:
             self.taken = 0
-            for _i in range(ROUNDS):
-                if self._batch(LINK_BATCH) == 0 or tcp_deliver(&self.w) < BULK:
+            while delivered < TURN:
+                if self._batch(LINK_BATCH) == 0:
                     break
+                size = tcp_deliver(&self.w)
+                if size < BULK:
+                    break
+                delivered += size
         tcp_flush(&self.w)
 
     cdef int _batch(self, int limit) noexcept nogil:

@@ -12,7 +12,7 @@ the rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`):
 
 Sockets are added to epoll once, edge triggered. `readable` remembers an edge until a read came back short; `hangup`
 (EPOLLRDHUP) makes reading go on until the end of the stream. A flow that has used up its share of a turn (`SHARE`
-frames) continues in the next one.
+bytes) continues in the next one.
 
 Urgent data (T31) stays where it is in the stream; that it is urgent is not passed on. A read ends at its mark, so a
 flow that had any (EPOLLPRI) is read until there is nothing, and what is discarded is counted.
@@ -92,7 +92,7 @@ cdef extern from *:
 cdef enum:
     BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
     BOUND_MIN = 65536
-    SHARE = 16  # frames to the guest in one turn of a flow
+    SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
     LATE_NS = 10000000  # by this much at most
@@ -349,9 +349,9 @@ cdef void repair(Worker *w, Flow *flow) noexcept nogil:
     cdef uint32_t headers = headers_of(flow), limit = largest(w, flow), seq = 0, length, last = t.conn.snd_nxt
     cdef vnet_hdr vnet
     cdef uint8_t *out
+    cdef uint32_t sent = 0
     cdef ssize_t n
-    cdef int _i
-    for _i in range(SHARE):
+    while sent < SHARE:
         length = tcp_hole(&t.conn, &seq)
         if length == 0:
             break
@@ -361,6 +361,7 @@ cdef void repair(Worker *w, Flow *flow) noexcept nogil:
         n = peek(w, flow, seq, out + headers, length if length < limit else limit)
         if n <= 0:
             break
+        sent += <uint32_t> n
         last = seq + <uint32_t> n
         build_data(w, flow, out, seq, TH_ACK, <uint32_t> n, &vnet)
         tcp_repaired(&t.conn, seq, <uint32_t> n)
@@ -380,7 +381,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
     cdef TcpConn *c = &t.conn
     cdef TcpActions a
     cdef vnet_hdr vnet
-    cdef uint32_t headers = headers_of(flow), limit = largest(w, flow), room, share = SHARE
+    cdef uint32_t headers = headers_of(flow), limit = largest(w, flow), room, used = 0
     cdef uint8_t *out
     cdef uint8_t flags
     cdef ssize_t n
@@ -394,7 +395,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
         if room == 0:
             tcp_blocked(c, w.now)
             break
-        if share == 0:
+        if used >= SHARE:
             if not t.queued:
                 t.queued = 1
                 worker_continue(w, flow)
@@ -415,7 +416,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
                 tcp_host_eof(c, w.now, &a)
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
-            share -= 1
+            used += <uint32_t> n
             if n < room and not t.hangup and not t.broken and not t.urgent:
                 t.readable = 0  # drained: the next byte makes an edge
         elif n == 0 and t.broken:
