@@ -107,8 +107,10 @@ coverage: build ## line coverage of the unit tests, compiled modules included: b
 
 man: build ## docs/man/*.1, from the option table
 	mkdir -p docs/man
-	$(PY) -m bucatini.cli.manpage docs/man/pasta.1
-	! LC_ALL=C.UTF-8 man --warnings -l -Tutf8 -Z docs/man/pasta.1 2>&1 >/dev/null | grep .
+	for name in pasta passt; do \
+	    $(PY) -m bucatini.cli.manpage $$name >docs/man/$$name.1; \
+	    ! LC_ALL=C.UTF-8 man --warnings -l -Tutf8 -Z docs/man/$$name.1 2>&1 >/dev/null | grep .; \
+	done
 
 clean: ## everything that can be made again
 	rm -rf build dist src/*.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from system.installation import Installation, install
+from system.machine import Machine, Passt
 from system.namespaces import NamedNamespace, wait_until
 from system.topology import Pasta, Topology
 from system.users import ROOT, TUN, User, open_tun, unprivileged
@@ -137,6 +138,21 @@ def pasta(installation: Installation, topology: Topology, user: User, workspace:
     made = Pasta(installation, topology, user, workspace)
     yield made
     made.close()
+
+
+@pytest.fixture
+def passt(installation: Installation, topology: Topology, user: User, workspace: Path) -> Iterator[Passt]:
+    """passt on the host, as the user."""
+    made = Passt(installation, topology, user, workspace)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(topology: Topology) -> Iterator[Machine]:
+    """A guest of passt, not connected and not configured."""
+    with Machine(topology) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ class Installation(NamedTuple):
     """The programs to test and the interpreter that guest programs may use."""
 
     pasta: str
+    passt: str
     bucatini: str
     python: str  # executable for every user; without our package
     logs: Path | None  # reports of the sanitizers appear here
@@ -51,11 +52,11 @@ def install(user: User) -> Installation:
     override = os.environ.get("BUCATINI_TEST_PASTA")
     python = _interpreter(user)
     if override:
-        return Installation(override, str(scripts / "bucatini"), python, None, None)
+        return Installation(override, str(scripts / "passt"), str(scripts / "bucatini"), python, None, None)
     sources = Path(package, "bucatini") if package else Path(__file__).parents[2] / "src" / "bucatini"
     if package or not (_can_run(user, scripts / "pasta", scripts / "python") and _can_read(user, sources)):
         return _copy(sources, python)
-    return Installation(str(scripts / "pasta"), str(scripts / "bucatini"), python, None, None)
+    return _installation(scripts, python, None, None)
 
 
 def _can_run(user: User, *programs: Path) -> bool:
@@ -139,4 +140,9 @@ def _copy(package: Path, python: str) -> Installation:
         shutil.rmtree(directory)
         raise
     scripts = environment / "bin"
-    return Installation(str(scripts / "pasta"), str(scripts / "bucatini"), python, logs, directory)
+    return _installation(scripts, python, logs, directory)
+
+
+def _installation(scripts: Path, python: str, logs: Path | None, directory: Path | None) -> Installation:
+    pasta, passt, bucatini = (str(scripts / name) for name in ("pasta", "passt", "bucatini"))
+    return Installation(pasta, passt, bucatini, python, logs, directory)

@@ -14,6 +14,7 @@ OURS = {
     "bucatini.cli.getopt",
     "bucatini.cli.options",
     "bucatini.cli.pasta",
+    "bucatini.cli.program",
     "bucatini.cli.usage",
     "bucatini.errors",
     "bucatini.host.process",

@@ -1,4 +1,4 @@
-"""Completion for bash, rendered from the option table: `python -m bucatini.cli.completion` writes a script.
+"""Completion for bash, rendered from the option table: `python -m bucatini.cli.completion` writes scripts.
 
 `source <(python -m bucatini.cli.completion)` is enough to try it. Behind the first operand the command's own
 completion takes over.
@@ -6,10 +6,10 @@ completion takes over.
 
 import sys
 
-from bucatini.cli.options import OPTIONS
+from bucatini.cli.options import NAMES, in_mode
 
-SCRIPT = r"""# Completion of pasta(1) for bash, made by `python -m bucatini.cli.completion`
-_pasta()
+SCRIPT = r"""# Completion of @PROGRAM@(1) for bash, made by `python -m bucatini.cli.completion`
+_@PROGRAM@()
 {
     local cur=${COMP_WORDS[COMP_CWORD]} index=1 word waiting=
     COMPREPLY=()
@@ -19,13 +19,13 @@ _pasta()
         if [[ $waiting ]]; then
             [[ $word == = ]] || waiting=
         elif [[ $word == -- ]]; then
-            _pasta_operand $(( index + 1 )); return
+            _@PROGRAM@_operand $(( index + 1 )); return
         elif [[ $word == -?* ]]; then
             case $word in
                 @VALUED@) waiting=$word ;;
             esac
         elif [[ $word != = ]]; then
-            _pasta_operand "$index"; return
+            _@PROGRAM@_operand "$index"; return
         fi
         (( index++ ))
     done
@@ -43,7 +43,7 @@ _pasta()
         mapfile -t COMPREPLY < <(compgen -c -- "$cur")
     fi
 }
-_pasta_operand()
+_@PROGRAM@_operand()
 {
     if declare -F _command_offset > /dev/null; then
         _command_offset "$1"
@@ -51,14 +51,14 @@ _pasta_operand()
         mapfile -t COMPREPLY < <(compgen -f -- "${COMP_WORDS[COMP_CWORD]}")
     fi
 }
-complete -F _pasta pasta
+complete -F _@PROGRAM@ @PROGRAM@
 """
 
 
-def render() -> str:
-    """Return the script."""
+def render(mode: int) -> str:
+    """Return the script of a program."""
     kinds: dict[str, list[str]] = {"FILES": [], "INTERFACES": [], "NONE": [], "PORTS": [], "VALUED": [], "NAMES": []}
-    for option in OPTIONS:
+    for option in in_mode(mode):
         if option.hidden:
             continue
         names = [f"--{option.long}", *([f"-{option.short}"] if option.short else [])]
@@ -74,11 +74,11 @@ def render() -> str:
             kinds["NONE"] += names
         elif option.metavar == "SPEC":
             kinds["PORTS"] += names
-    script = SCRIPT
+    script = SCRIPT.replace("@PROGRAM@", NAMES[mode])
     for kind, names in kinds.items():
         script = script.replace(f"@{kind}@", (" " if kind == "NAMES" else "|").join(names))
     return script
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    sys.stdout.write("".join(render(mode) for mode in NAMES))

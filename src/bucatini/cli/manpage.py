@@ -1,16 +1,16 @@
-"""The manual page, rendered from the option table: `python -m bucatini.cli.manpage [FILE]` writes roff (man(7)).
+"""The manual pages, rendered from the option table: `python -m bucatini.cli.manpage pasta|passt` writes roff (man(7)).
 
 What belongs to no single option is here: description, port specifications, exit status, examples.
 """
 
 import re
 import sys
-from pathlib import Path
 
 from bucatini import __version__
-from bucatini.cli.options import ADDS_UP, GROUPS, PASTA, PER_VERSION, Option
+from bucatini.cli.options import ADDS_UP, GROUPS, NAMES, PASST, PASTA, PER_VERSION, Option
+from bucatini.cli.usage import about
 
-HEAD = r""".TH PASTA 1 "" "Bucatini {version}" "User Commands"
+PASTA_HEAD = r""".TH PASTA 1 "" "Bucatini {version}" "User Commands"
 .SH NAME
 pasta \- rootless networking for namespaces
 .SH SYNOPSIS
@@ -38,14 +38,39 @@ The namespace has the host's address; connections from it come from the host's a
 address reaches the host's loopback, unless
 .B \-\-no\-map\-gw
 is given.
-.SH OPTIONS
+"""
+
+PASST_HEAD = r""".TH PASST 1 "" "Bucatini {version}" "User Commands"
+.SH NAME
+passt \- rootless networking for virtual machines
+.SH SYNOPSIS
+.B passt
+[\fIOPTION\fR]...
+.SH DESCRIPTION
+.B passt
+connects a virtual machine to the network without any privilege. QEMU hands it the guest's Ethernet frames over a UNIX
+socket; it translates between them and ordinary TCP, UDP and ping sockets of the host.
+.PP
+It goes to the background when the socket can be connected to; with
+.B \-\-foreground
+it stays. A client may disconnect and come back, or another one come after it; connections go on. With
+.B \-\-one\-off
+it ends with the first one.
+.PP
+The guest gets the host's address, routes and name servers by DHCP, DHCPv6 and router advertisements; connections from
+it come from the host's address too. Traffic to the gateway's address reaches the host's loopback, unless
+.B \-\-no\-map\-gw
+is given.
+"""
+
+OPTIONS = r""".SH OPTIONS
 Options end at the first operand, or at
 .BR \-\- .
 Long options may be abbreviated as long as they stay unambiguous. An option may be given again; then the last one
 counts, unless it says otherwise below.
 """
 
-TAIL = r""".SH "PORT SPECIFICATIONS"
+PORTS = r""".SH "PORT SPECIFICATIONS"
 The argument of
 .B \-\-tcp\-ports
 and
@@ -78,16 +103,7 @@ Every port but those that the kernel hands out itself (net.ipv4.ip_local_port_ra
 .TP
 .BR ~ \fIfirst\fR[\-\fIlast\fR]
 Not these, whatever else the list says. A list of nothing but exclusions means all other ports.
-.TP
-.B auto
-The ports that are bound on the other side, but for those that the kernel hands out itself; looked for every second.
-This is the default: a sandbox should say
-.B none
-for
-.BR \-T " and " \-U ,
-together with
-.BR \-\-no\-map\-gw .
-.PP
+@AUTO@.PP
 Specifications add up, but must not send one port of one address to different places. A port that is named must be
 free on the host. Of
 .B all
@@ -99,7 +115,20 @@ Without any
 the UDP ports of the same numbers as all TCP ports are forwarded, untranslated, as far as they are free;
 .B \-\-udp\-ports none
 switches that off.
-.SH "EXIT STATUS"
+"""
+
+AUTO = r""".TP
+.B auto
+The ports that are bound on the other side, but for those that the kernel hands out itself; looked for every second.
+This is the default: a sandbox should say
+.B none
+for
+.BR \-T " and " \-U ,
+together with
+.BR \-\-no\-map\-gw .
+"""
+
+PASTA_TAIL = r""".SH "EXIT STATUS"
 .TP
 .B 0
 Connected, and in the background; or ended by SIGTERM, SIGQUIT or the end of the namespace; or
@@ -129,6 +158,30 @@ Connects /run/netns/blue, with addresses of its own and a name server at 10.0.2.
 .BR user_namespaces (7)
 """
 
+PASST_TAIL = r""".SH "EXIT STATUS"
+.TP
+.B 0
+Ready, and in the background; or ended by SIGTERM or SIGQUIT, or with
+.B \-\-one\-off
+by the client's end; or
+.BR \-\-help " or " \-\-version .
+.TP
+.B 1
+Something was wrong: one line on standard error says what.
+.SH EXAMPLES
+.TP
+.B passt
+Serves the QEMU that connects to /tmp/passt_1.socket:
+.B qemu\-system\-x86_64 \-device virtio\-net\-pci,\:netdev=n \-netdev
+.B stream,\:id=n,\:server=off,\:addr.type=unix,\:addr.path=/tmp/passt_1.socket
+.TP
+.B passt \-f \-s vm.socket \-t 2222:22
+In the foreground, with the guest's port 22 at the host's port 2222.
+.SH "SEE ALSO"
+.BR pasta (1),
+.BR qemu (1)
+"""
+
 REPEAT = {PER_VERSION: "Counts once per IP version.", ADDS_UP: "May be repeated; all count."}
 LONG_NAME = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
 
@@ -148,7 +201,7 @@ def _literal(text: str) -> str:
     return text.replace("\\", "\\e").replace("-", "\\-")
 
 
-def entry(option: Option) -> str:
+def entry(option: Option, mode: int) -> str:
     """Return the paragraph of one option."""
     names = f"\\fB\\-{option.short}\\fR, " if option.short else ""
     names += f"\\fB\\-\\-{_literal(option.long)}\\fR"
@@ -162,21 +215,19 @@ def entry(option: Option) -> str:
     if option.not_yet:
         refused = "Anything but none is refused" if option.metavar == "SPEC" else "Refused"
         sentences.append(f"{refused} in this version: {option.not_yet}.")
-    body = "\n".join(escape(sentence) for sentence in sentences)
+    body = "\n".join(escape(about(sentence, mode)) for sentence in sentences)
     return f".TP\n{names}\n{body}\n"
 
 
-def render() -> str:
-    """Return the page."""
-    parts = [HEAD.format(version=_literal(__version__))]
+def render(mode: int) -> str:
+    """Return the page of a program."""
+    head, tail = (PASTA_HEAD, PASTA_TAIL) if mode == PASTA else (PASST_HEAD, PASST_TAIL)
+    parts = [head.format(version=_literal(__version__)), OPTIONS]
     for title, options in GROUPS:
-        parts.append(f'.SS "{title}"\n')
-        parts += [entry(option) for option in options if option.modes & PASTA and not option.hidden]
-    return "".join(parts) + TAIL
+        found = [entry(option, mode) for option in options if option.modes & mode and not option.hidden]
+        parts += [f'.SS "{title}"\n', *found] if found else []
+    return "".join(parts) + about(PORTS, mode).replace("@AUTO@", AUTO if mode == PASTA else "") + tail
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(render())
-    else:
-        sys.stdout.write(render())
+    sys.stdout.write(render({name: mode for mode, name in NAMES.items()}[sys.argv[1]]))

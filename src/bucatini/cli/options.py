@@ -87,6 +87,13 @@ def _show(values: Values, dest: str, name: str, text: str) -> None:
     values["show"] = dest
 
 
+def _inherited(values: Values, dest: str, name: str, text: str) -> None:
+    if not _is_number(text) or not 3 <= int(text) < 1 << 20:
+        raise bad(name, text, "not a descriptor of its own, from 3")
+    values[dest] = int(text)
+    values["one_off"] = True
+
+
 def _path(values: Values, dest: str, name: str, text: str) -> None:
     if not text:
         raise bad(name, text, "an empty path")
@@ -268,7 +275,15 @@ def _runas(values: Values, dest: str, name: str, text: str) -> None:
     values[dest] = text
 
 
+def _repair_path(values: Values, dest: str, name: str, text: str) -> None:
+    if text != "none":  # there is nothing to switch off
+        _socket_path(values, dest, name, text)
+
+
 # The table, in the order of --help and of the man page
+
+VHOST_USER = "vhost-user is not there yet"
+MIGRATION = "migration is not there yet"
 
 GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
@@ -363,6 +378,40 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         ),
     ),
     (
+        "Virtual machines",
+        (
+            Option(
+                "socket", "s", "PATH", "UNIX socket to listen on for QEMU", _socket_path, "socket_path",
+                "Default the first of /tmp/passt_1.socket to /tmp/passt_64.socket that nobody uses.", modes=PASST,
+            ),
+            Option("socket-path", "", "PATH", "the same as --socket", _socket_path, "socket_path", modes=PASST),
+            Option(
+                "fd", "F", "FD", "a connected socket that was inherited; implies --one-off", _inherited, "fd",
+                modes=PASST,
+            ),
+            Option("one-off", "1", "", "end when the client disconnects", _on, "one_off", modes=PASST),
+            Option(
+                "vhost-user", "", "", "the socket speaks vhost-user", _on, "vhost_user", modes=PASST, not_yet=VHOST_USER,
+            ),
+            Option(
+                "print-capabilities", "", "", "show what the vhost-user back-end can do", _on, "print_capabilities",
+                modes=PASST, not_yet=VHOST_USER,
+            ),
+            Option(
+                "repair-path", "", "PATH|none", "socket for passt-repair", _repair_path, "repair_path", modes=PASST,
+                not_yet=MIGRATION,
+            ),
+            Option(
+                "migrate-exit", "", "", "end after a migration away from here", _on, "migrate_exit", modes=PASST,
+                not_yet=MIGRATION,
+            ),
+            Option(
+                "migrate-no-linger", "", "", "after a migration, close the sockets at once", _on, "migrate_no_linger",
+                modes=PASST, not_yet=MIGRATION,
+            ),
+        ),
+    ),
+    (
         "Addresses",
         (
             Option("ipv4-only", "4", "", "IPv4 only", _on, "ipv4_only"),
@@ -450,11 +499,19 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         (
             Option(
                 "tcp-ports", "t", "SPEC", "TCP ports to forward to the namespace", _ports, "tcp_ports",
-                "See PORT SPECIFICATIONS. Default auto.", ADDS_UP,
+                "See PORT SPECIFICATIONS. Default auto.", ADDS_UP, PASTA,
+            ),
+            Option(
+                "tcp-ports", "t", "SPEC", "TCP ports to forward to the guest", _ports, "tcp_ports",
+                "See PORT SPECIFICATIONS. Default none.", ADDS_UP, PASST,
             ),
             Option(
                 "udp-ports", "u", "SPEC", "UDP ports to forward to the namespace", _ports, "udp_ports",
-                "Default auto; and UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP,
+                "Default auto; and UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP, PASTA,
+            ),
+            Option(
+                "udp-ports", "u", "SPEC", "UDP ports to forward to the guest", _ports, "udp_ports",
+                "By default UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP, PASST,
             ),
             Option(
                 "tcp-ns", "T", "SPEC", "TCP ports to forward from the namespace", _ports, "tcp_ns",
@@ -488,21 +545,23 @@ def in_mode(mode: int) -> tuple[Option, ...]:
 
 
 OPTIONS = in_mode(PASTA)
+NAMES = {PASTA: "pasta", PASST: "passt"}
 AUTO = (("tcp_ports", "-t"), ("udp_ports", "-u"), ("tcp_ns", "-T"), ("udp_ns", "-U"))  # what forwards, by default auto
 
 
-def parse(arguments: list[str]) -> Parsed:
-    """Read a command line of `pasta`, without the program's name.
+def parse(arguments: list[str], mode: int = PASTA) -> Parsed:
+    """Read a command line of `pasta` or `passt`, without the program's name.
 
     Raises:
         GetoptError: it does not follow the grammar.
         UsageError: a value is wrong, or values do not go together.
         NotYetError: it asks for what this version does not have.
     """
-    by_name = {option.long: option for option in OPTIONS}
+    options = in_mode(mode)
+    by_name = {option.long: option for option in options}
     values: Values = {}
     operands: list[str] = []
-    specs = [Spec(option.long, option.short, bool(option.metavar)) for option in OPTIONS]
+    specs = [Spec(option.long, option.short, bool(option.metavar)) for option in options]
     for long, value in getopt(arguments, specs):
         if long:
             option = by_name[long]
@@ -516,12 +575,15 @@ def parse(arguments: list[str]) -> Parsed:
     _check_families(values)
     _finish_addresses(values)
     _check_messages(values)
-    _check_splice(values)
-    _check_process(values, operands)
-    _check_not_yet(values)
+    if mode == PASTA:
+        _check_splice(values)
+        _check_process(values, operands)
+    else:
+        _check_machine(values, operands)
+    _check_not_yet(values, options)
     values["udp_follows_tcp"] = "udp_ports" not in values
-    values["bypass"] = not values.get("no_splice")
-    for dest, name in AUTO:
+    values["bypass"] = mode == PASTA and not values.get("no_splice")
+    for dest, name in AUTO if mode == PASTA else ():
         if dest not in values and (values["bypass"] or dest.endswith("_ports")):
             values[dest] = (parse_forward(name, "auto"),)
     return Parsed(Settings(**{key: value for key, value in values.items() if key in Settings._fields}))
@@ -611,9 +673,23 @@ def _check_process(values: Values, operands: list[str]) -> None:
         values["netns_only"] = True
 
 
-def _check_not_yet(values: Values) -> None:
+def _check_machine(values: Values, operands: list[str]) -> None:
+    """Check what only a virtual machine's command line can have wrong, and announce names unless told not to."""
+    if operands:
+        raise UsageError(f"'{shown(operands[0])}': there are no operands, only options")
+    if values.get("fd") is not None and values.get("socket_path") is not None:
+        raise UsageError(f"--fd: '{values['fd']}' does not go with --socket")
+    for dest in ("tcp_ports", "udp_ports"):
+        for spec in values.get(dest, ()):
+            if spec.auto:
+                raise UsageError(f"{spec.text}: what is bound in a virtual machine cannot be seen from here")
+    values.setdefault("dhcp_dns", True)
+    values.setdefault("dhcp_search", True)
+
+
+def _check_not_yet(values: Values, options: tuple[Option, ...]) -> None:
     """Refuse what a later version will have."""
-    for option in OPTIONS:
+    for option in options:
         asked = values.get(option.dest)
         if option.not_yet and asked:
             given = asked[0].text if option.take is _ports else f"--{option.long}"

@@ -2,7 +2,8 @@
 
 Frames begin with the Ethernet header. What offload says about a frame travels as a `vnet_hdr`: the tap and vhost-user
 know it natively, a stream link completes checksums and segments itself. Buffers belong to the link; those of received
-frames are valid until the next `receive`. Capture, tracing and fault injection are links that wrap another (`inner`).
+frames are valid until the next `receive`. Capture, tracing and fault injection are links that wrap another (`inner`);
+`flush`, `more`, `waiting` and `blocked` are the innermost one's (`Worker.wire`).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -36,13 +37,20 @@ ctypedef int (*commit_fn)(Link *link, uint32_t length, const vnet_hdr *vnet) noe
 # Sends a frame gathered from iov[1..count-1]; iov[0] is the link's own to fill; 0 or -errno.
 ctypedef int (*send_fn)(Link *link, iovec *iov, int count, const vnet_hdr *vnet) noexcept nogil
 
+# Gives the kernel what `commit` and `send` have gathered; called at the end of a turn.
+ctypedef void (*flush_fn)(Link *link) noexcept nogil
+
 cdef struct Link:
-    int fd  # to poll for input
+    int fd  # to poll for input, -1: nobody is there
     uint32_t features  # LINK_*
     receive_fn receive
     reserve_fn reserve
     commit_fn commit
     send_fn send
+    flush_fn flush  # NULL: every frame leaves at once
+    bint more  # `receive` has frames for which the kernel need not be asked
+    bint waiting  # what was gathered waits for the descriptor to take it
+    bint blocked  # so much waits that data should stay where it is
     Link *inner  # the wrapped link, or NULL
     uint64_t wake_at  # ns, when `receive` wants to be called although nothing came; 0: never
     Counters *counters  # frames and bytes both ways, and what is lost towards the guest, count here

@@ -105,14 +105,13 @@ cdef int tap_open(Link *link, int fd, uint32_t features, Counters *counters) noe
     state = <TapState *> (memory + (LINK_BATCH + 1) * SLOT)
     state.receive = memory
     state.send = memory + LINK_BATCH * SLOT
+    memset(link, 0, sizeof(Link))
     link.fd = fd
     link.features = features
     link.receive = tap_receive
     link.reserve = tap_reserve
     link.commit = tap_commit
     link.send = tap_send
-    link.inner = NULL
-    link.wake_at = 0
     link.counters = counters
     link.state = state
     return 0

@@ -26,12 +26,14 @@ from bucatini.datapath.headers cimport (
 )
 from bucatini.datapath.icmp cimport icmp_event, icmp_frame, icmp_timer
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
+from bucatini.datapath.link_stream cimport stream_attach, stream_close, stream_open, stream_rest
 from bucatini.datapath.link_tap cimport tap_close, tap_open
 from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UDP, FrameRef, parse_frame
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
 from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
 from bucatini.datapath.syscalls cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, clock_gettime, close, dup,
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, clock_gettime, close,
+    dup,
     epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec,
 )
 from bucatini.datapath.tcp_forward cimport tcp_listener
@@ -108,8 +110,8 @@ cdef int parse_address(addr_t *out, bytes value) except -1:
 cdef class DataPath:
     """The packet path of one instance: one worker and its link.
 
-    Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; b"" means none. Call `settings`, `family`, `open_tap`,
-    `add_listener` and `watch`, then `run`.
+    Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; b"" means none. Call `settings`, `family`, `open_tap` or
+    `open_stream`, `add_listener` and `watch`, then `run`.
     """
 
     cdef Worker w
@@ -119,6 +121,7 @@ cdef class DataPath:
     cdef Link links[LINKS]
     cdef int depth
     cdef bint stopped
+    cdef bint polled_out  # the stream link's descriptor
     cdef bint faulty  # links[1] makes faults
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
@@ -126,6 +129,7 @@ cdef class DataPath:
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
+    cdef object on_lost
     cdef list watched
     cdef int failed
 
@@ -143,6 +147,7 @@ cdef class DataPath:
         memcpy(&w.isn_key, <const char *> key + 16, 16)
         w.now = clock_ns()
         timers_init(&self.wheel, w.now)
+        w.wire = &self.links[0]
         w.flows = &self.table
         w.timers = &self.wheel
         w.counters = &self.counts
@@ -171,7 +176,9 @@ cdef class DataPath:
                 fault_close(&self.links[i])
             elif self.links[i].state != NULL:
                 capture_close(&self.links[i])
-        if self.depth:
+        if self.depth and self.links[0].flush != NULL:
+            stream_close(&self.links[0])
+        elif self.depth:
             tap_close(&self.links[0])
         if self.w.tcp != NULL:
             tcp_free(&self.w)
@@ -251,9 +258,49 @@ cdef class DataPath:
         cdef int error = tap_open(&self.links[0], fd, features, &self.counts)
         if error < 0:
             raise OSError(-error, os.strerror(-error))
+        self._use_link()
+        self._register(fd, <uint64_t> REF_LINK << 56)
+
+    def open_stream(self, on_lost):
+        """Serve a client at a stream socket, once there is one (`attach`).
+
+        Args:
+            on_lost: called when it is gone, with an errno and a number: ENOTCONN and the bytes of a frame that had come
+                when the stream ended, EPROTO and the length that no frame can have, or that of the socket's error. Its
+                descriptor is the caller's to close.
+        """
+        cdef int error = stream_open(&self.links[0], &self.counts)
+        if error < 0:
+            raise OSError(-error, os.strerror(-error))
+        self.on_lost = on_lost
+        self._use_link()
+
+    def attach(self, int fd):
+        """Serve the client at `fd`: a connected stream socket. Its addresses are not known yet."""
+        self._register(fd, <uint64_t> REF_LINK << 56)
+        stream_attach(&self.links[0], fd)
+        self.polled_out = False
+        memset(self.w.guest_mac, 0xFF, 6)
+        memcpy(&self.w.v4.guest, &self.w.v4.assigned, sizeof(addr_t))
+        memcpy(&self.w.v6.guest, &self.w.v6.assigned, sizeof(addr_t))
+        memset(&self.w.v6.guest_linklocal, 0, sizeof(addr_t))
+
+    def detach(self):
+        """Serve the client no longer; returns its descriptor, -1: there is none. Connections wait for the next one."""
+        cdef int fd = self.links[0].fd
+        if fd >= 0:
+            self.unwatch(fd)
+            stream_attach(&self.links[0], -1)
+        return fd
+
+    @property
+    def knows_guest(self):
+        """Whether the guest's MAC address is known."""
+        return not self.w.guest_mac[0] & 1
+
+    cdef void _use_link(self):
         self.depth = 1
         self.w.link = &self.links[0]
-        self._register(fd, <uint64_t> REF_LINK << 56)
 
     def make_faults(self, dict chances, *, double late=0.002, uint64_t seed=1):
         """Lose, repeat, delay, corrupt and cut frames from now on; the first of the links that wrap the tap.
@@ -408,7 +455,9 @@ cdef class DataPath:
                 kind = <int> (ref >> 56)
                 index = <uint32_t> ref
                 if kind == REF_LINK:
-                    link_ready = True
+                    link_ready = events[i].events & ~EPOLLOUT
+                    if events[i].events & EPOLLOUT:
+                        w.wire.flush(w.wire)
                 elif kind == REF_FLOW or kind == REF_FLOW_OTHER:
                     flow = &self.table.flows[index]
                     generation = <uint32_t> (ref >> 32) & 0xFFFFFF
@@ -433,12 +482,13 @@ cdef class DataPath:
                     sockets_event(w)
                 else:
                     self._python(index)
-            if link_ready or (self.faulty and self.links[1].wake_at and w.now >= self.links[1].wake_at):
+            if link_ready or w.wire.more or (self.faulty and self.links[1].wake_at and w.now >= self.links[1].wake_at):
                 self._frames()
                 if self.failed:
                     return
             self.busy = link_ready
-            self._continue()
+            if not w.wire.blocked:
+                self._continue()
             while True:
                 flow = timer_due(w.timers, w.flows, w.now)
                 if flow == NULL:
@@ -453,11 +503,25 @@ cdef class DataPath:
                 tcp_acknowledge(w)
             if self.slow_at and w.now >= self.slow_at:
                 self._slow_timeout()
+            if w.wire.flush != NULL:
+                self._flush()
+
+    cdef void _flush(self) noexcept nogil:
+        """Send what a stream link has gathered; have it polled for output while it cannot."""
+        cdef Link *link = self.w.wire
+        cdef epoll_event event
+        if not link.waiting:
+            link.flush(link)
+        if link.waiting != self.polled_out and link.fd >= 0:
+            self.polled_out = link.waiting
+            event.events = EPOLLIN | EPOLLOUT if link.waiting else EPOLLIN
+            event.data.u64 = <uint64_t> REF_LINK << 56
+            epoll_ctl(self.w.epoll, EPOLL_CTL_MOD, link.fd, &event)
 
     cdef int _wait_ms(self) noexcept nogil:
         """Milliseconds to wait at most, -1: for ever."""
         cdef int wait = timer_wait_ms(self.w.timers, self.w.now)
-        if self.w.ready_head != FLOW_NONE:
+        if self.w.wire.more or (self.w.ready_head != FLOW_NONE and not self.w.wire.blocked):
             return 0
         wait = self._sooner(self._sooner(wait, self.slow_at), self.w.acknowledge_at)
         return self._sooner(wait, self.links[1].wake_at) if self.faulty else wait
@@ -523,7 +587,10 @@ cdef class DataPath:
         cdef int n = w.link.receive(w.link, frames, limit)
         cdef int i, kind
         if n < 0:
-            self.failed = -n
+            if w.wire.flush != NULL:
+                self._lost(-n)
+            else:
+                self.failed = -n
             return 0
         self.taken += n
         for i in range(n):
@@ -554,6 +621,15 @@ cdef class DataPath:
                 count(w, C_DROP_SLOW)
         udp_flush(w)
         return n
+
+    cdef void _lost(self, int error) noexcept with gil:
+        """Tell Python that the client of a stream link is gone; it takes its descriptor."""
+        try:
+            self.on_lost(error, stream_rest(self.w.wire))
+        except Exception:
+            count(&self.w, C_SLOW_ERRORS)
+        if self.w.wire.fd >= 0:  # whatever it did: not the same again
+            self.detach()
 
     cdef void _slow_frame(self, const FrameRef *ref) noexcept with gil:
         """Hand a frame to the slow path and send what it answers."""

@@ -395,7 +395,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
         if room == 0:
             tcp_blocked(c, w.now)
             break
-        if used >= SHARE:
+        if used >= SHARE or w.wire.blocked:
             if not t.queued:
                 t.queued = 1
                 worker_continue(w, flow)

@@ -67,6 +67,7 @@ cdef struct WorkerSettings:  # fixed while the worker runs
 
 cdef struct Worker:
     Link *link  # outermost
+    Link *wire  # innermost
     FlowTable *flows
     TimerWheel *timers
     Counters *counters

@@ -11,7 +11,7 @@ from bucatini.plan.ports import ForwardSpec
 
 
 class Settings(NamedTuple):
-    """What one invocation of `pasta` asked for."""
+    """What one invocation of `pasta` or `passt` asked for."""
 
     # Process
     foreground: bool = False
@@ -93,6 +93,11 @@ class Settings(NamedTuple):
     copy_routes: bool = True
     copy_addrs: bool = True
     host_lo_to_ns_lo: bool = False
+
+    # Virtual machine
+    socket_path: str | None = None  # where to listen; None: the first free of the default ones
+    fd: int | None = None  # a connected socket that was inherited
+    one_off: bool = False  # end with the first client
 
     # Operands
     target_pid: int | None = None  # join the namespaces of this process

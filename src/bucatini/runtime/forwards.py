@@ -15,7 +15,8 @@ from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, NamedTuple
 
 from bucatini.errors import HostError
-from bucatini.plan.ports import ForwardRule
+from bucatini.plan.ports import ForwardRule, rules
+from bucatini.plan.settings import Settings
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import DataPath
@@ -48,6 +49,33 @@ class Versions(NamedTuple):
 
     v4: bool
     v6: bool
+
+
+def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
+    """Return the rules of -t and -u."""
+    result: list[ForwardRule] = []
+    if not settings.no_tcp:
+        result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
+    if not settings.no_udp:
+        follow = settings.udp_follows_tcp
+        specs = settings.udp_ports
+        if follow:  # the TCP ports, untranslated
+            specs = tuple(
+                spec._replace(ranges=tuple(r._replace(to=r.first, to_address=None) for r in spec.ranges))
+                for spec in settings.tcp_ports
+            )
+        result += rules(specs, socket.IPPROTO_UDP, ephemeral, follow)
+    return result
+
+
+def namespace_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
+    """Return the rules of -T and -U."""
+    result: list[ForwardRule] = []
+    if not settings.no_tcp:
+        result += rules(settings.tcp_ns, socket.IPPROTO_TCP, ephemeral)
+    if not settings.no_udp:
+        result += rules(settings.udp_ns, socket.IPPROTO_UDP, ephemeral)
+    return result
 
 
 def packed(address: str | None) -> bytes:

@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO, DataPath
+from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
-from bucatini.guest.namespace import Guest
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import resolv
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
@@ -22,27 +21,32 @@ from bucatini.runtime.forwards import Bound, Versions, packed, serve
 from bucatini.runtime.log import Log
 
 if TYPE_CHECKING:
-    from bucatini.datapath.loop import SlowPath
     from bucatini.guest.maker import Maker
     from bucatini.runtime.auto import AutoForwards
+    from bucatini.services.responder import Responder
 
 SECOND_NS = 1_000_000_000
-AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
 SO_PEEK_OFF = 42  # asm-generic/socket.h
 
 
 class Instance:
-    """A running pasta: what the loop calls back into."""
+    """A running pasta or passt: what the loop calls back into."""
 
-    def __init__(self, settings: Settings, plan: Plan, guest: Guest, log: Log) -> None:
+    def __init__(self, settings: Settings, plan: Plan, log: Log, listeners: int, child: int = 0) -> None:
+        """Set the compiled loop up, without listeners and link.
+
+        Args:
+            listeners: how many there may be.
+            child: the process of the guest's command, 0: there is none.
+        """
         self.settings = settings
         self.plan = plan
-        self.guest = guest
-        self.responder: SlowPath | None = None  # after `load_services`
+        self.child = child
+        self.responder: Responder | None = None  # after `load_services`
         self.log = log
         self.host: HostView  # after `follow_resolvers`
         self.resolv_fds: list[int] = []
-        self.path: DataPath
+        self.path = DataPath(listeners=listeners)
         self.status = 0
         self.watch: NamespaceWatch | None = None
         self.next_look = 0  # ns, 0: never
@@ -50,6 +54,39 @@ class Instance:
         self.auto: AutoForwards | None = None
         self.next_scan = 0
         self.last_counters: dict[str, int] = {}
+        self._tell()
+
+    def _tell(self) -> None:
+        """Give the compiled loop what holds for the whole run."""
+        settings, plan = self.settings, self.plan
+        self.path.settings(
+            mtu=plan.mtu or DEFAULT_MTU,
+            our_mac=plan.our_mac,
+            no_tcp=settings.no_tcp,
+            no_udp=settings.no_udp,
+            no_icmp=settings.no_icmp,
+            freebind=settings.freebind,
+            peek_off=has_peek_off(),
+            host_lo_to_ns_lo=settings.host_lo_to_ns_lo,
+        )
+        for version, family in ((4, plan.v4), (6, plan.v6)):
+            if family is not None:
+                tell_family(self.path, version, family)
+
+    def serve_forwards(self, bound: list[Bound]) -> None:
+        """Give the compiled loop what was bound."""
+        for entry in bound:
+            serve(self.path, entry, bypass=self.settings.bypass)
+
+    def wrap_link(self, capture: int, show: Callable[[bytes], str] | None) -> None:
+        """Put what was asked for around the link: faults, a capture to a descriptor (-1: none), a trace."""
+        if self.settings.fault:
+            faults = dict(self.settings.fault)
+            self.path.make_faults(faults, late=faults.pop("late", 0.002), seed=int(faults.pop("seed", 1)))
+        if capture >= 0:
+            self.path.capture(capture)
+        if show is not None:
+            self.path.set_trace(lambda sender, frame: self.log.trace(f"{sender}: {show(frame)}"))
 
     def load_services(self) -> None:
         """Bring up the slow path, as the plan is now."""
@@ -57,6 +94,17 @@ class Instance:
 
         self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
         self.path.set_slow_path(self)
+
+    def find_guest(self) -> None:
+        """Look for a guest that may have nothing to say of its own accord (T4, D18)."""
+        if self.responder is not None and not self.path.knows_guest:
+            self.responder.discovery.begin()
+            self.path.set_slow_path(self)
+
+    def lose_guest(self) -> None:
+        """Look for it no longer: nobody would hear us."""
+        if self.responder is not None:
+            self.responder.discovery.end()
 
     def follow_maker(self, maker: "Maker") -> None:
         """Take its replies, and notice its end."""
@@ -174,7 +222,7 @@ class Instance:
 
     def on_child(self) -> None:
         """The command may have ended."""
-        pid, status = os.waitpid(self.guest.child, os.WNOHANG)
+        pid, status = os.waitpid(self.child, os.WNOHANG)
         if pid:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
             self.path.stop()
@@ -222,45 +270,27 @@ def has_peek_off() -> bool:
     return True
 
 
-def build_data_path(instance: Instance, bound: list[Bound], capture: int, show: Callable[[bytes], str] | None) -> None:
-    """Set the compiled loop up."""
-    settings, plan, guest = instance.settings, instance.plan, instance.guest
-    path = instance.path = DataPath(listeners=len(bound) + AUTO_LISTENERS)
-    path.settings(
-        mtu=plan.mtu or DEFAULT_MTU,
-        our_mac=plan.our_mac,
-        no_tcp=settings.no_tcp,
-        no_udp=settings.no_udp,
-        no_icmp=settings.no_icmp,
-        freebind=settings.freebind,
-        peek_off=has_peek_off(),
-        host_lo_to_ns_lo=settings.host_lo_to_ns_lo,
-    )
-    for version, family in ((4, plan.v4), (6, plan.v6)):
-        if family is not None:
-            tell_family(path, version, family)
-    if guest.mac != bytes(6):
-        path.guest_mac(guest.mac)
-    if guest.tap >= 0:
-        path.open_tap(guest.tap, (FEATURE_TSO if guest.tso else 0) | (FEATURE_USO if guest.uso else 0))
-    if guest.maker is not None:
-        path.open_sockets(guest.maker.pool)
-    if settings.fault:
-        faults = dict(settings.fault)
-        path.make_faults(faults, late=faults.pop("late", 0.002), seed=int(faults.pop("seed", 1)))
-    if capture >= 0:
-        path.capture(capture)
-    if show is not None:
-        path.set_trace(lambda sender, frame: instance.log.trace(f"{sender}: {show(frame)}"))
-    for entry in bound:
-        serve(path, entry, bypass=settings.bypass)
+def summary(settings: Settings) -> Callable[[bytes], str] | None:
+    """Load what --trace shows of a frame, where it is asked for."""
+    if not settings.trace:
+        return None
+    from bucatini.wire.summary import summarise
+
+    return summarise
 
 
-def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:
-    """Log what was made."""
-    log.info(
-        f"interface {plan.ifname} in the namespace, MAC address {guest.mac.hex(':')}, MTU {plan.mtu or 'as it is'}"
-    )
+def open_capture(path: str | None) -> int:
+    """Open the file of --pcap; -1 without one."""
+    if path is None:
+        return -1
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"open the capture file {path}", error.errno or 0) from None
+
+
+def describe_families(plan: Plan, log: Log) -> None:
+    """Log the addresses."""
     for name, family in (("IPv4", plan.v4), ("IPv6", plan.v6)):
         if family is None:
             log.info(f"{name}: off")
@@ -270,12 +300,15 @@ def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:
         log.info(f"{name}: {address}, gateway {family.gateway}{loopback}")
         if family.dns_forward and family.dns_host:
             log.info(f"DNS: {family.dns_forward} is {family.dns_host}")
+
+
+def describe_forwards(bound: list[Bound], log: Log) -> None:
+    """Log the forwards."""
     if bound:
         log.info(f"forwards: {len(bound)} sockets bound")
     for entry in bound if len(bound) < 64 else ():
         name = "TCP" if entry.protocol == socket.IPPROTO_TCP else "UDP"
         log.debug(f"forward: {name} port {entry.port} to {entry.to}")
-    log.debug(f"offloads of the tap: TSO {guest.tso}, USO {guest.uso}; our MAC address {plan.our_mac.hex(':')}")
 
 
 def install_signals(instance: Instance) -> None:
@@ -296,11 +329,11 @@ def install_signals(instance: Instance) -> None:
             os.read(reader, 4096)
         except BlockingIOError:
             pass
-        if instance.guest.child:
+        if instance.child:
             instance.on_child()
 
     signal.signal(signal.SIGTERM, end)
-    if instance.guest.child:
+    if instance.child:
         # The keyboard's signals are for the command; its end is ours
         signal.signal(signal.SIGCHLD, nothing)
         signal.signal(signal.SIGINT, nothing)

@@ -7,63 +7,32 @@
    path and the services. A spawned command waits.
 4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
 5. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
-6. `build_data_path`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
+6. `Instance`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
 7. Readiness: pid file complete, the command told to go, the parent exits 0. Then the services are loaded.
 8. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
 """
 
 import os
-import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bucatini.errors import BucatiniError, HostError
-from bucatini.guest.namespace import Identity, join, namespace_paths, spawn
+from bucatini.guest.namespace import Guest, Identity, join, namespace_paths, spawn
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import process
 from bucatini.host.view import look_at_host
-from bucatini.plan.plan import make_plan
-from bucatini.plan.ports import ForwardRule, rules
+from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
-from bucatini.runtime.forwards import Versions, bind_forwards, bind_in_namespace, bind_on_host
+from bucatini.runtime.forwards import (
+    Bound, Versions, bind_forwards, bind_in_namespace, bind_on_host, forward_rules, namespace_rules,
+)
 from bucatini.runtime.log import Log
 
+if TYPE_CHECKING:
+    from bucatini.datapath.loop import DataPath
+
 SECOND_NS = 1_000_000_000
-
-
-def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
-    """Return the rules of -t and -u."""
-    result: list[ForwardRule] = []
-    if not settings.no_tcp:
-        result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
-    if not settings.no_udp:
-        follow = settings.udp_follows_tcp
-        specs = settings.udp_ports
-        if follow:  # the TCP ports, untranslated
-            specs = tuple(
-                spec._replace(ranges=tuple(r._replace(to=r.first, to_address=None) for r in spec.ranges))
-                for spec in settings.tcp_ports
-            )
-        result += rules(specs, socket.IPPROTO_UDP, ephemeral, follow)
-    return result
-
-
-def namespace_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[ForwardRule]:
-    """Return the rules of -T and -U."""
-    result: list[ForwardRule] = []
-    if not settings.no_tcp:
-        result += rules(settings.tcp_ns, socket.IPPROTO_TCP, ephemeral)
-    if not settings.no_udp:
-        result += rules(settings.udp_ns, socket.IPPROTO_UDP, ephemeral)
-    return result
-
-
-def _open_capture(path: str | None) -> int:
-    if path is None:
-        return -1
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HostError(f"open the capture file {path}", error.errno or 0) from None
+AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
 
 
 def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
@@ -84,16 +53,11 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     identity = Identity(*process.identity_of(settings.runas)) if root else None
     if identity is not None and identity.uid == 0:
         identity = None
-    show: Callable[[bytes], str] | None = None
-    if settings.trace:
-        from bucatini.wire.summary import summarise
-
-        show = summarise
     background = process.Background()
     if not settings.foreground and not spawning:
         background.fork()
     pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
-    from bucatini.runtime.instance import Instance, build_data_path, describe, install_signals
+    from bucatini.runtime import instance as running
 
     guest = pending.result()
     process.raise_descriptor_limit()  # ours, not that of the command
@@ -113,22 +77,24 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         maker = Maker(guest.maker.requests)
         bound += bind_forwards(outward, lambda rule, port: bind_in_namespace(rule, port, versions, maker), log.warning)
     # With nothing left that usually fails, so that no empty files stay behind
-    capture = _open_capture(settings.pcap)
+    capture = running.open_capture(settings.pcap)
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
     if identity is not None:
         process.become(identity.uid, identity.gid)
     describe(plan, guest, bound, log)
-    instance = Instance(settings, plan, guest, log)
+    instance = running.Instance(settings, plan, log, len(bound) + AUTO_LISTENERS, guest.child)
     instance.watch = watch
     if watch is not None and watch.poll_ns:
         instance.next_look = now() + watch.poll_ns
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
-    build_data_path(instance, bound, capture, show)
+    instance.serve_forwards(bound)
+    open_link(instance.path, guest)
+    instance.wrap_link(capture, running.summary(settings))
     if maker is not None:
         instance.follow_maker(maker)
         instance.forward_automatically(maker, inward, outward, bound, versions, ephemeral)
-    install_signals(instance)
+    running.install_signals(instance)
     if watch is not None and watch.fd >= 0:
         instance.path.watch(watch.fd, instance.look)
     if pid_file is not None:
@@ -151,3 +117,27 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         if settings.stats:
             instance.show_counters()
     return instance.status
+
+
+def open_link(path: "DataPath", guest: Guest) -> None:
+    """Give the compiled loop the tap, and the maker of sockets in the guest's namespace."""
+    from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO
+
+    if guest.mac != bytes(6):
+        path.guest_mac(guest.mac)
+    if guest.tap >= 0:
+        path.open_tap(guest.tap, (FEATURE_TSO if guest.tso else 0) | (FEATURE_USO if guest.uso else 0))
+    if guest.maker is not None:
+        path.open_sockets(guest.maker.pool)
+
+
+def describe(plan: Plan, guest: Guest, bound: list[Bound], log: Log) -> None:
+    """Log what was made."""
+    from bucatini.runtime.instance import describe_families, describe_forwards
+
+    log.info(
+        f"interface {plan.ifname} in the namespace, MAC address {guest.mac.hex(':')}, MTU {plan.mtu or 'as it is'}"
+    )
+    describe_families(plan, log)
+    describe_forwards(bound, log)
+    log.debug(f"offloads of the tap: TSO {guest.tso}, USO {guest.uso}; our MAC address {plan.our_mac.hex(':')}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from bucatini.errors import WireError
 from bucatini.services import arp, dhcp, dhcpv6
 from bucatini.services.config import ServiceConfig
+from bucatini.services.discovery import Discovery
 from bucatini.services.ndp import Ndp
 from bucatini.wire import ethernet, ipv4, ipv6
 
@@ -23,14 +24,16 @@ class Responder:
         """`random(n)` returns n unpredictable bytes."""
         self.config = config
         self.ndp = Ndp(config, random)
+        self.discovery = Discovery(config)
         # Answers by service, frames that need none, and frames that are no message
         self.counters = {"arp": 0, "ndp": 0, "dhcp": 0, "dhcpv6": 0, "malformed": 0, "ignored": 0}
 
     def on_frame(self, frame: bytes, now: int) -> list[bytes]:
-        """Return the answer to a frame of the guest; never raises.
+        """Return the answer to a frame of the guest; never raises. Whatever it is, the guest was heard.
 
         Checksums of UDP are not verified: the packet path did, or they were left to offload.
         """
+        self.discovery.end()
         try:
             name, reply = self._dispatch(frame)
         except WireError:
@@ -60,9 +63,11 @@ class Responder:
 
     def next_timeout(self) -> int | None:
         """Return when `on_timeout` is to be called, ns, None: never."""
-        return self.ndp.next_timeout() if self.config.v6 and self.config.ndp else None
+        advertisement = self.ndp.next_timeout() if self.config.v6 and self.config.ndp else None
+        times = [at for at in (advertisement, self.discovery.next_at) if at is not None]
+        return min(times) if times else None
 
     def on_timeout(self, now: int) -> list[bytes]:
         """Return what is due without being asked."""
         frame = self.ndp.on_timeout(now) if self.config.v6 and self.config.ndp else None
-        return [] if frame is None else [frame]
+        return ([] if frame is None else [frame]) + self.discovery.on_timeout(now)

@@ -8,23 +8,28 @@ from pathlib import Path
 import pytest
 
 from bucatini.cli.completion import render
-from bucatini.cli.options import OPTIONS
+from bucatini.cli.options import NAMES, PASST, PASTA, in_mode
 
 
-def completed(*words: str) -> list[str]:
+def completed(*words: str, mode: int = PASTA) -> list[str]:
     """What bash offers for the last of the words."""
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("bash is not installed")
-    script = f"{render()}\nCOMP_WORDS=({shlex.join(['pasta', *words])})\nCOMP_CWORD={len(words)}\n_pasta\n"
+    name = NAMES[mode]
+    script = f"{render(mode)}\nCOMP_WORDS=({shlex.join([name, *words])})\nCOMP_CWORD={len(words)}\n_{name}\n"
     script += 'printf "%s\\n" "${COMPREPLY[@]}"\n'
     result = subprocess.run([bash, "--norc", "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr == ""
     return result.stdout.split()
 
 
-def test_every_option_is_offered() -> None:
-    assert set(completed("--")) == {f"--{option.long}" for option in OPTIONS if not option.hidden}
+@pytest.mark.parametrize("mode", [PASTA, PASST])
+def test_every_option_is_offered(mode: int) -> None:
+    assert set(completed("--", mode=mode)) == {f"--{option.long}" for option in in_mode(mode) if not option.hidden}
+
+
+def test_a_beginning_is_completed() -> None:
     assert completed("--no-spl") == ["--no-splice"]
 
 

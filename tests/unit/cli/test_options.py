@@ -281,22 +281,29 @@ def test_an_unknown_option_is_named_in_getopts_words() -> None:
 # Texts
 
 
-def test_help_names_every_option_as_a_word_of_its_own() -> None:
-    words = usage().replace("=", " ").split()
-    for option in OPTIONS:
+@pytest.mark.parametrize("mode", [PASTA, PASST])
+def test_help_names_every_option_as_a_word_of_its_own(mode: int) -> None:
+    words = usage(mode).replace("=", " ").split()
+    for option in in_mode(mode):
         assert (f"--{option.long}" in words) != option.hidden
-    assert max(map(len, usage().splitlines())) <= WIDTH
+    assert max(map(len, usage(mode).splitlines())) <= WIDTH
 
 
-def test_help_says_what_is_not_there_yet() -> None:
-    assert [line.split()[1] for line in usage().splitlines() if line.startswith("  -") and "(not yet)" in line] == [
-        "--conf-path",
-    ]
-    assert usage().count("(not yet)") == sum(bool(option.not_yet) for option in OPTIONS)
+@pytest.mark.parametrize("mode", [PASTA, PASST])
+def test_help_says_what_is_not_there_yet(mode: int) -> None:
+    shown = [line.split() for line in usage(mode).splitlines() if "(not yet)" in line]
+    assert {word for words in shown for word in words if word.startswith("--")} == {
+        f"--{option.long}" for option in in_mode(mode) if option.not_yet
+    }
 
 
 def test_version_begins_with_name_and_number() -> None:
     assert version().split("\n", 1)[0].startswith("pasta 0.")
+    assert version(PASST).split("\n", 1)[0].startswith("passt 0.")
+
+
+def test_help_of_passt_speaks_of_a_guest() -> None:
+    assert "namespace" not in usage(PASST)
 
 
 def test_every_value_is_kept_in_a_field_of_the_settings() -> None:
@@ -319,7 +326,10 @@ def test_a_switch_changes_the_settings(option: Option) -> None:
 
 def test_lists_of_passt_differ_only_where_they_should() -> None:
     pasta, passt = ({o.long for o in in_mode(mode)} for mode in (PASTA, PASST))
-    assert passt - pasta == {"no-dhcp-dns", "no-dhcp-search"}
+    assert passt - pasta == {
+        "socket", "socket-path", "fd", "one-off", "vhost-user", "print-capabilities", "repair-path", "migrate-exit",
+        "migrate-no-linger", "no-dhcp-dns", "no-dhcp-search",
+    }  # fmt: skip
     assert {"netns", "userns", "config-net", "tcp-ns", "dhcp-dns"} <= pasta - passt
 
 
@@ -342,8 +352,63 @@ def test_a_netmask_is_dotted_or_bits() -> None:
     assert settings("-a fd00::1/20 -n 8").prefix6 == 20
 
 
-def test_no_option_is_there_twice() -> None:
-    longs = [option.long for option in OPTIONS]
-    shorts = [option.short for option in OPTIONS if option.short]
+@pytest.mark.parametrize("mode", [PASTA, PASST])
+def test_no_option_is_there_twice(mode: int) -> None:
+    longs = [option.long for option in in_mode(mode)]
+    shorts = [option.short for option in in_mode(mode) if option.short]
     assert len(set(longs)) == len(longs)
     assert len(set(shorts)) == len(shorts)
+
+
+# passt
+
+
+def machine(line: str) -> Settings:
+    return parse(line.split(), PASST).settings
+
+
+def test_passt_announces_names_unless_told_not_to() -> None:
+    assert machine("").dhcp_dns
+    assert machine("").dhcp_search
+    assert not machine("--no-dhcp-dns --no-dhcp-search").dhcp_dns
+    assert not machine("--no-dhcp-dns --no-dhcp-search").dhcp_search
+
+
+def test_passt_forwards_nothing_unless_told_to_and_udp_follows_tcp() -> None:
+    assert machine("").tcp_ports == machine("").udp_ports == ()
+    assert machine("-t 22").udp_follows_tcp
+    assert not machine("-t 22 -u none").udp_follows_tcp
+
+
+def test_the_socket_of_passt() -> None:
+    assert machine("-s /x").socket_path == machine("--socket=/x").socket_path == "/x"
+    assert machine("--socket-path /x").socket_path == "/x"
+    assert machine("-F 3") == machine("--fd 3 -1")
+    assert machine("-1").one_off
+    assert not machine("").one_off
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("-F 2", "--fd: invalid value '2': not a descriptor of its own, from 3"),
+        ("-F x", "--fd: invalid value 'x': not a descriptor of its own, from 3"),
+        ("-F 3 -s /x", "--fd: '3' does not go with --socket"),
+        ("-s " + "x" * 108, f"--socket: invalid value '{'x' * 108}': the path of a socket has at most 107 bytes"),
+        ("ls", "'ls': there are no operands, only options"),
+        ("-t auto", "-t auto: what is bound in a virtual machine cannot be seen from here"),
+        ("--vhost-user", "--vhost-user: vhost-user is not there yet"),
+        ("--print-capabilities", "--print-capabilities: vhost-user is not there yet"),
+        ("--repair-path /x", "--repair-path: migration is not there yet"),
+        ("--migrate-exit", "--migrate-exit: migration is not there yet"),
+        ("--migrate-no-linger", "--migrate-no-linger: migration is not there yet"),
+    ],
+)
+def test_what_passt_refuses(line: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        machine(line)
+    assert str(caught.value) == message
+
+
+def test_passt_needs_no_repair_path_to_switch_it_off() -> None:
+    assert machine("--repair-path none") == machine("")

@@ -1,0 +1,20 @@
+"""`passt`: connect a virtual machine to the network with no privilege."""
+
+from typing import TYPE_CHECKING
+
+from bucatini.cli.options import PASST
+from bucatini.cli.program import main as program
+
+if TYPE_CHECKING:
+    from bucatini.cli.program import Run
+
+
+def _runner() -> "Run":
+    from bucatini.runtime.passt import run
+
+    return run
+
+
+def main() -> int:
+    """Entry point of the command; the exit status."""
+    return program(PASST, _runner)

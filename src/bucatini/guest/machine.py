@@ -1,0 +1,109 @@
+"""The virtual machine's side: the socket at which QEMU finds us, and the clients that come and go.
+
+One client is served at a time. A further one is turned away, unless the one before has gone without our having noticed.
+The path is ours if nobody listens there: what a process that is gone has left is removed.
+"""
+
+import errno
+import os
+import socket
+import stat
+
+from bucatini.errors import HostError
+
+PATH = "/tmp/passt_{}.socket"
+PATHS = 64
+BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
+
+
+def _bind(path: str) -> socket.socket | None:
+    """Listen at a path; None when somebody else does. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            sock.connect(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        except (BlockingIOError, PermissionError):  # its queue is full, or it is not ours
+            sock.close()
+            return None
+        else:
+            sock.close()
+            return None
+        sock.close()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock.bind(path)
+        sock.listen(1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(path: str | None) -> tuple[socket.socket, str]:
+    """Listen at `path`, or at the first of the default paths that nobody uses; returns the socket and its path.
+
+    Raises:
+        HostError: it cannot be, or somebody else listens there.
+    """
+    if path is not None:
+        try:
+            sock = _bind(path)
+        except OSError as error:
+            raise HostError(f"listen at {path}", error.errno or 0) from None
+        if sock is None:
+            raise HostError(f"listen at {path}", errno.EADDRINUSE)
+        return sock, path
+    for number in range(1, PATHS + 1):
+        path = PATH.format(number)
+        try:
+            sock = _bind(path)
+        except OSError:
+            continue  # somebody else's
+        if sock is not None:
+            return sock, path
+    raise HostError(f"listen at any of {PATH.format(1)} to {PATH.format(PATHS)}", errno.EADDRINUSE)
+
+
+def inherited(fd: int) -> socket.socket:
+    """Return the connected socket that was inherited as `fd`.
+
+    Raises:
+        HostError: it is none.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise HostError(f"use descriptor {fd} of --fd", errno.ENOTSOCK)
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise HostError(f"use descriptor {fd} of --fd", error.errno or 0) from None
+    if sock.family != socket.AF_UNIX and sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise HostError(f"use descriptor {fd} of --fd", errno.EAFNOSUPPORT)
+    if sock.type != socket.SOCK_STREAM:
+        raise HostError(f"use descriptor {fd} of --fd", errno.EPROTOTYPE)
+    try:
+        sock.getpeername()
+    except OSError as error:
+        raise HostError(f"use descriptor {fd} of --fd", error.errno or 0) from None
+    os.set_inheritable(fd, False)
+    return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """Give a client's socket room."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+
+def has_gone(fd: int) -> bool:
+    """Whether the client at the other end has closed its side, and all that it sent was read."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

@@ -1,0 +1,168 @@
+"""One run of passt, from settings to the end: each stage a function, in the order in which they must come.
+
+1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
+2. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
+   parent waits. A failure up to readiness prints one line.
+3. The socket for QEMU: bound, or taken over. Whoever waits for our parent can connect from readiness on.
+4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+5. Root is given up (`become`), and a user namespace of its own taken.
+6. `Instance`, `Machine`: the compiled loop gets the plan, the listeners, and Python its upcalls.
+7. Readiness: pid file complete, the parent exits 0. Then the services are loaded.
+8. The loop, until SIGTERM or SIGQUIT, or with --one-off the client's end.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+
+from bucatini.errors import BucatiniError, HostError
+from bucatini.guest import machine
+from bucatini.host import process
+from bucatini.host.isolation import own_user_namespace
+from bucatini.host.view import look_at_host
+from bucatini.plan.plan import Plan, make_plan
+from bucatini.plan.settings import Settings
+from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
+from bucatini.runtime.instance import (
+    SECOND_NS, Instance, describe_families, describe_forwards, install_signals, open_capture, summary,
+)
+from bucatini.runtime.log import Log
+
+
+class Machine:
+    """Who serves the guest: the clients of the socket, one at a time."""
+
+    def __init__(self, instance: Instance, listener: socket.socket | None, one_off: bool) -> None:
+        self.instance = instance
+        self.listener = listener
+        self.one_off = one_off
+        self.client: socket.socket | None = None
+        instance.path.open_stream(self.on_lost)
+        if listener is not None:
+            instance.path.watch(listener.fileno(), self.on_knock)
+
+    def on_knock(self) -> None:
+        """Somebody connects."""
+        assert self.listener is not None
+        try:
+            sock, _ = self.listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self.instance.log.warning(f"a client could not be accepted: {error.strerror}")
+            return
+        if self.client is not None and machine.has_gone(self.client.fileno()):
+            self.drop()
+        if self.client is not None:
+            self.instance.log.info("a second client was turned away")
+            sock.close()
+            return
+        self.instance.log.info("client connected")
+        self.take(sock)
+
+    def take(self, sock: socket.socket) -> None:
+        """Serve a client."""
+        machine.prepare(sock)
+        self.client = sock
+        self.instance.path.attach(sock.fileno())
+        if self.one_off and self.listener is not None:
+            self.instance.path.unwatch(self.listener.fileno())
+            self.listener.close()
+            self.listener = None
+        self.instance.find_guest()
+
+    def drop(self) -> None:
+        """Let go of the client; what is under way waits for the next one."""
+        if self.client is not None:
+            self.instance.path.detach()
+            self.instance.lose_guest()
+            self.client.close()
+            self.client = None
+
+    def on_lost(self, number: int, size: int) -> None:
+        """The client is gone, or has to go."""
+        log = self.instance.log
+        if number == errno.EPROTO:
+            log.warn_once("length", f"the client sent a frame of {size} bytes, which cannot be: disconnected")
+        elif number == errno.ENOTCONN and size:
+            log.warn_once("cut", f"the client disconnected {size} bytes into a frame")
+        elif number == errno.ENOTCONN:
+            log.info("client disconnected")
+        else:
+            log.info(f"client disconnected: {os.strerror(number)}")
+        self.drop()
+        if self.one_off:
+            self.instance.path.stop()
+
+
+def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
+    """Run passt; returns the exit status.
+
+    Args:
+        now: the monotonic clock, ns.
+
+    Raises:
+        BucatiniError: start-up failed.
+    """
+    host = look_at_host(settings)
+    plan = make_plan(settings, host)
+    for text in plan.warnings:
+        log.warning(text)
+    root = process.is_real_root()
+    uid, gid = process.identity_of(settings.runas) if root else (0, 0)
+    background = process.Background()
+    if not settings.foreground:
+        background.fork()
+    listener = client = None
+    if settings.fd is not None:
+        client = machine.inherited(settings.fd)
+    else:
+        listener, path = machine.listen(settings.socket_path)
+        log.info(f"QEMU: -netdev stream,id=net0,server=off,addr.type=unix,addr.path={path}")
+    process.raise_descriptor_limit()
+    versions = Versions(plan.v4 is not None, plan.v6 is not None)
+    inward = forward_rules(settings, process.ephemeral_range())
+    bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
+    # With nothing left that usually fails, so that no empty files stay behind
+    capture = open_capture(settings.pcap)
+    pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
+    if uid:
+        process.become(uid, gid)
+    try:
+        own_user_namespace()
+    except HostError as error:
+        log.debug(f"no user namespace of its own: {error}")
+    describe(plan, bound, log)
+    instance = Instance(settings, plan, log, max(1, len(bound)))
+    if settings.stats:
+        instance.next_stats = now() + settings.stats * SECOND_NS
+    instance.serve_forwards(bound)
+    served = Machine(instance, listener, settings.one_off)
+    instance.wrap_link(capture, summary(settings))
+    install_signals(instance)
+    if pid_file is not None:
+        pid_file.write()
+    if background.fd >= 0:
+        log.to_background()
+        background.ready()
+    instance.load_services()
+    instance.follow_resolvers(host)
+    if client is not None:
+        served.take(client)
+    try:
+        instance.path.run()
+    except OSError as error:
+        raise BucatiniError(f"the client's socket failed: {error.strerror}") from None
+    finally:
+        if settings.stats:
+            instance.show_counters()
+    return instance.status
+
+
+def describe(plan: Plan, bound: list[Bound], log: Log) -> None:
+    """Log what was made."""
+    log.info(f"guest: MTU {plan.mtu or 'as it is'}")
+    describe_families(plan, log)
+    describe_forwards(bound, log)
+    log.debug(f"our MAC address {plan.our_mac.hex(':')}")
