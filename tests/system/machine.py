@@ -139,14 +139,19 @@ class Cable:
                     continue
                 if stream in ready and stream is not None:
                     data = stream.recv(1 << 18)
-                    if not data and self.stream is stream:
-                        self.stream = None
+                    if not data:
+                        self._lost(stream)
                     buffer = self._to_guest(buffer + data)
                 if self.tap in ready:
                     self._from_guest(stream)
-            except (OSError, ValueError):  # closed by the other thread
-                if self.stream is stream and stream is not None:
-                    self.stream = None
+            except (OSError, ValueError):  # reset, or closed by the other thread
+                self._lost(stream)
+
+    def _lost(self, stream: socket.socket | None) -> None:
+        """The other end is gone."""
+        if stream is not None and self.stream is stream:
+            self.stream = None
+            stream.close()
 
     def _to_guest(self, buffer: bytes) -> bytes:
         at = 0

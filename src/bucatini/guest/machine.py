@@ -6,6 +6,7 @@ The path is ours if nobody listens there: what a process that is gone has left i
 
 import errno
 import os
+import select
 import socket
 import stat
 
@@ -98,12 +99,8 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
 
-def has_gone(fd: int) -> bool:
-    """Whether the client at the other end has closed its side, and all that it sent was read."""
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        try:
-            return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+def has_gone(sock: socket.socket) -> bool:
+    """Whether the client at the other end has closed its side."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

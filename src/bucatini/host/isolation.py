@@ -24,3 +24,4 @@ def own_user_namespace() -> None:
                 raise HostError(f"write /proc/self/{name}", error.errno or 0) from None
     finally:
         kernel.be_undumpable()
+    kernel.drop_capabilities()  # those that the new namespace gave us

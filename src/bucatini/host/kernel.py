@@ -35,6 +35,8 @@ IN_UNMOUNT = 0x00002000
 IN_NONBLOCK = os.O_NONBLOCK
 IN_CLOEXEC = os.O_CLOEXEC
 
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
@@ -78,6 +80,12 @@ def be_undumpable() -> None:
 def be_dumpable() -> None:
     """Own /proc/self again after a change of user (PR_SET_DUMPABLE): needed to write uid_map."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good where there is no way to new ones (capset(2))."""
+    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "drop capabilities")
 
 
 def inotify_watch(path: str, mask: int) -> int:

@@ -38,6 +38,7 @@ class Machine:
         self.listener = listener
         self.one_off = one_off
         self.client: socket.socket | None = None
+        self.spare = os.eventfd(0)  # given up for a moment, see `refuse`
         instance.path.open_stream(self.on_lost)
         if listener is not None:
             instance.path.watch(listener.fileno(), self.on_knock)
@@ -45,21 +46,32 @@ class Machine:
     def on_knock(self) -> None:
         """Somebody connects."""
         assert self.listener is not None
+        if self.client is not None and machine.has_gone(self.client):
+            return  # its end is read first; who knocks waits for that
         try:
             sock, _ = self.listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
             self.instance.log.warning(f"a client could not be accepted: {error.strerror}")
+            self.refuse()
             return
-        if self.client is not None and machine.has_gone(self.client.fileno()):
-            self.drop()
         if self.client is not None:
             self.instance.log.info("a second client was turned away")
             sock.close()
             return
         self.instance.log.info("client connected")
         self.take(sock)
+
+    def refuse(self) -> None:
+        """Take whoever waits, for whom there is no descriptor, and let go at once: else we would be told for ever."""
+        assert self.listener is not None
+        os.close(self.spare)
+        try:
+            self.listener.accept()[0].close()
+        except OSError:
+            pass
+        self.spare = os.eventfd(0)
 
     def take(self, sock: socket.socket) -> None:
         """Serve a client."""
