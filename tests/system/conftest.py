@@ -142,7 +142,7 @@ def pasta(installation: Installation, topology: Topology, user: User, workspace:
 
 @pytest.fixture
 def passt(installation: Installation, topology: Topology, user: User, workspace: Path) -> Iterator[Passt]:
-    """passt on the host, as the user."""
+    """Passt on the host, as the user."""
     made = Passt(installation, topology, user, workspace)
     yield made
     made.close()

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from system.installation import Installation
 from system.namespaces import NamedNamespace, alive, end, wait_until
@@ -49,7 +49,9 @@ class Passt:
         kwargs = {"stdin": subprocess.DEVNULL, "text": True, "cwd": "/", "timeout": 30} | kwargs
         result = subprocess.run(self.argv(*options), check=False, capture_output=True, **kwargs)
         if check:
-            assert result.returncode == 0, f"passt {' '.join(options)}: {result.returncode}\n{result.stdout}{result.stderr}"
+            assert result.returncode == 0, (
+                f"passt {' '.join(options)}: {result.returncode}\n{result.stdout}{result.stderr}"
+            )
         return result
 
     def background(self, *options: str, listen: bool = True, **kwargs: Any) -> int:
@@ -197,7 +199,7 @@ class Machine(NamedNamespace):
         super().__init__(topology.host.name.replace("-host", f"-machine{next(_numbers)}"))
         self.mac = mac
 
-    def __enter__(self) -> "Machine":
+    def __enter__(self) -> Self:
         super().__enter__()
         self.sysctl(
             net__ipv6__conf__default__accept_dad=0,
@@ -243,4 +245,3 @@ def receive_frame(sock: socket.socket) -> bytes:
         return b"".join(parts)
 
     return exactly(int.from_bytes(exactly(4), "big"))
-

@@ -24,7 +24,11 @@ def shown(mode: int) -> str:
         pytest.skip("packages man-db and groff are not installed")
     environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "MANWIDTH": "200", "MANPAGER": "cat"}
     result = subprocess.run(
-        ["man", "--warnings", "-l", "-Tutf8", str(page(mode))], capture_output=True, text=True, check=True, env=environment
+        ["man", "--warnings", "-l", "-Tutf8", str(page(mode))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     assert result.stderr == ""
     return re.sub(r".\x08|\x1b\[[0-9;]*m", "", result.stdout)
