@@ -7,7 +7,7 @@ import re
 import sys
 
 from bucatini import __version__
-from bucatini.cli.options import ADDS_UP, GROUPS, NAMES, PASST, PASTA, PER_VERSION, Option
+from bucatini.cli.options import ADDS_UP, GROUPS, NAMES, PASTA, PER_VERSION, Option
 from bucatini.cli.usage import about
 
 PASTA_HEAD = r""".TH PASTA 1 "" "Bucatini {version}" "User Commands"

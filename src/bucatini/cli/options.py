@@ -391,7 +391,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             ),
             Option("one-off", "1", "", "end when the client disconnects", _on, "one_off", modes=PASST),
             Option(
-                "vhost-user", "", "", "the socket speaks vhost-user", _on, "vhost_user", modes=PASST, not_yet=VHOST_USER,
+                "vhost-user", "", "", "the socket speaks vhost-user", _on, "vhost_user", modes=PASST,
+                not_yet=VHOST_USER,
             ),
             Option(
                 "print-capabilities", "", "", "show what the vhost-user back-end can do", _on, "print_capabilities",
@@ -507,7 +508,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             ),
             Option(
                 "udp-ports", "u", "SPEC", "UDP ports to forward to the namespace", _ports, "udp_ports",
-                "Default auto; and UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP, PASTA,
+                "Default auto; and UDP follows the TCP ports, untranslated, as far as they can be bound.", ADDS_UP,
+                PASTA,
             ),
             Option(
                 "udp-ports", "u", "SPEC", "UDP ports to forward to the guest", _ports, "udp_ports",

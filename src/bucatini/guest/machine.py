@@ -12,7 +12,7 @@ import stat
 
 from bucatini.errors import HostError
 
-PATH = "/tmp/passt_{}.socket"
+PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
 BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
 

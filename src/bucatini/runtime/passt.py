@@ -25,7 +25,13 @@ from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
 from bucatini.runtime.instance import (
-    SECOND_NS, Instance, describe_families, describe_forwards, install_signals, open_capture, summary,
+    SECOND_NS,
+    Instance,
+    describe_families,
+    describe_forwards,
+    install_signals,
+    open_capture,
+    summary,
 )
 from bucatini.runtime.log import Log
 

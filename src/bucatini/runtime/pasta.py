@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bucatini.errors import BucatiniError, HostError
+from bucatini.errors import BucatiniError
 from bucatini.guest.namespace import Guest, Identity, join, namespace_paths, spawn
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import process
@@ -24,7 +24,13 @@ from bucatini.host.view import look_at_host
 from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import (
-    Bound, Versions, bind_forwards, bind_in_namespace, bind_on_host, forward_rules, namespace_rules,
+    Bound,
+    Versions,
+    bind_forwards,
+    bind_in_namespace,
+    bind_on_host,
+    forward_rules,
+    namespace_rules,
 )
 from bucatini.runtime.log import Log
 
