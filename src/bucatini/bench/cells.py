@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from bucatini.bench import topology
-from bucatini.bench.systems import BYPASS_IN, BYPASS_OUT, OURS, PEERS, System
+from bucatini.bench.systems import BYPASS_IN, BYPASS_OUT, OURS, System
 from bucatini.bench.topology import SERVER4, SERVER6, Delay, Topology
 
 END_CPU = 1  # both ends of a stream, and who sends datagrams
@@ -22,9 +22,11 @@ TRAFFIC = [sys.executable, "-m", "bucatini.bench.traffic"]
 PLACEMENT = (
     "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips, connections and queries "
     "have all three on CPU 0; beside a stream, the ends of both are on CPU 1. For UDP the sender is alone on CPU 1, "
-    "so that it sends more than anybody can take. A delay line runs on CPU 0. Starts are not pinned."
+    "so that it sends more than anybody can take. A delay line runs on CPU 0, a virtual machine on CPU 1, and "
+    "what it talks to on CPU 0. Starts are not pinned."
 )
-TRANSLATORS = (OURS, *PEERS)
+TRANSLATORS = (OURS, "pasta", "slirp4netns")
+MACHINES = (OURS, "passt")
 LOADED = 3  # seconds of the stream beside which round trips are made
 FEW = 3  # rounds of variants of another cell, and of what takes long
 
@@ -62,6 +64,7 @@ class Environment(NamedTuple):
     title: str
     mtu: int = 65520
     delay: Delay | None = None
+    machine: bool = False  # the guest is a virtual machine
     bypass: bool = False  # forwards for local connections, both ways
 
 
@@ -74,6 +77,8 @@ ENVIRONMENTS = (
     Environment("rtt200", "200 ms of round trip, 1 Gbit/s", delay=Delay(0.2, backlog=0.2)),
     Environment("loss", "2 ms of round trip, 1 Gbit/s, 0.1 % of the packets lost", delay=Delay(0.002, loss=0.001)),
     Environment("bypass", "local connections, from loopback to loopback", bypass=True),
+    Environment("vm65520", "a virtual machine, MTU 65520", machine=True),
+    Environment("vm1500", "a virtual machine, MTU 1500", mtu=1500, machine=True),
     Environment("held", "connections held open"),
     Environment("start", "from exec to readiness"),
 )
@@ -151,7 +156,7 @@ def iperf(
 
     def run(system: System) -> dict[str, float]:
         before = system.cpu()
-        with Server(system, ["iperf3", "-s", "-1", "--forceflush"], END_CPU):
+        with Server(system, ["iperf3", "-s", "-1", "--forceflush"], system.server_cpu):
             command = ["iperf3", "-J", "-c", server, "-t", str(seconds), "-O", str(omit), *options]
             return throughput(system.output(command, END_CPU), system, before)
 
@@ -442,6 +447,28 @@ def local_connections() -> list[Cell]:
     return found
 
 
+def machines() -> list[Cell]:
+    """A virtual machine: what QEMU and its guest leave of the speed."""
+    found = []
+    for where in ("vm65520", "vm1500"):
+        for way, words, reverse in (("out", "machine → host", ()), ("in", "host → machine", ("-R",))):
+            title = f"TCP, one stream, {words}"
+            found.append(Cell(f"tcp-{way}", title, where, STREAM, iperf(*reverse, seconds=2), systems=MACHINES))
+    where = "vm65520"
+    found += [
+        Cell(
+            "tcp-pingpong", "TCP round trips of 1 byte", where, ROUND_TRIPS, ask("tcp-pingpong", "echo", 7001),
+            systems=MACHINES,
+        ),
+        Cell(
+            "udp-pingpong", "UDP round trips of 1 byte", where, ROUND_TRIPS, ask("udp-pingpong", "datagrams", 7003),
+            systems=MACHINES,
+        ),
+        Cell("crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002), systems=MACHINES),
+    ]  # fmt: skip
+    return found
+
+
 def nothing(system: System) -> dict[str, float]:
     raise NotImplementedError  # `start` cells are the runner's: there is no connected system yet
 
@@ -453,6 +480,7 @@ CELLS: tuple[Cell, ...] = (
     *long_paths(),
     *under_load(),
     *local_connections(),
+    *machines(),
     Cell("held-1k", "1,000 connections held open", "held", HELD, held(1000), rounds=1, systems=TRANSLATORS),
     Cell("held-10k", "10,000 connections held open", "held", HELD, held(10000), rounds=1, systems=TRANSLATORS),
     Cell("start", "exec to readiness", "start", START, nothing, systems=TRANSLATORS, quick=True),

@@ -9,7 +9,8 @@ from typing import Any
 from bucatini.bench.systems import NAMES, OURS, PEERS
 
 COLOURS = {
-    "veth": "#bbbbbb", "loopback": "#dddddd", OURS: "#c8452d", "pasta": "#3b6ea5", "slirp4netns": "#6a9a3f"
+    "veth": "#bbbbbb", "loopback": "#dddddd", OURS: "#c8452d", "pasta": "#3b6ea5", "slirp4netns": "#6a9a3f",
+    "passt": "#7a5fa5",
 }  # fmt: skip
 BAR, GAP, LABEL, WIDTH = 13, 14, 400, 980
 NOISE = 0.03  # of a median: less is no difference

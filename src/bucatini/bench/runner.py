@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from bucatini.bench import systems
+from bucatini.bench import machines, systems
 from bucatini.bench.cells import CELLS, ENVIRONMENTS, PLACEMENT, Cell, Environment
 from bucatini.bench.systems import NATIVE, System
 from bucatini.bench.topology import Topology
@@ -89,9 +89,12 @@ class Run:
                 if environment.key == "start":
                     continue
                 try:
-                    connected[name] = System(
-                        name, self.programs[name], topologies[name], environment.mtu, bypass=environment.bypass
-                    )
+                    if environment.machine:
+                        connected[name] = machines.connect(name, self.programs[name], topologies[name], environment.mtu)
+                    else:
+                        connected[name] = System(
+                            name, self.programs[name], topologies[name], environment.mtu, bypass=environment.bypass
+                        )
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     broken[name] = f"did not connect: {error}"
             for cell in cells:

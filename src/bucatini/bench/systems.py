@@ -2,8 +2,9 @@
 
 veth         no translation: the client is in the host namespace itself, the limit for everybody
 loopback     client and server in the server namespace: what the machine's TCP can do at all
-bucatini     our pasta
+bucatini     our pasta, or passt before a virtual machine (`machines`)
 pasta        upstream's
+passt        upstream's, before a virtual machine
 slirp4netns
 """
 
@@ -21,7 +22,7 @@ from bucatini.bench.topology import Guest, Topology
 
 OURS = "bucatini"
 NATIVE = ("veth", "loopback")
-PEERS = ("pasta", "slirp4netns")
+PEERS = ("pasta", "slirp4netns", "passt")
 NAMES = (*NATIVE, OURS, *PEERS)
 TRANSLATOR_CPU = 0
 FORWARDED = (7010, 7011)  # TCP ports of the guest that the host forwards
@@ -50,6 +51,8 @@ def version(program: str) -> str:
 
 class System:
     """One of them, connected, in a topology of its own: ports and sockets that one keeps are not missing to another."""
+
+    server_cpu = 1  # of who is at the other end of a stream; the guest's end is there too
 
     def __init__(
         self, name: str, program: str | None, where: Topology, mtu: int = 65520, *, bypass: bool = False

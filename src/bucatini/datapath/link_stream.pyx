@@ -46,7 +46,7 @@ cdef enum:
     HIGH = 262144  # bytes that wait
     SPARE = 1048576  # bytes beyond, for what cannot wait
     SEND = 1507487  # HIGH + SPARE + ROOM
-    EAGER = 65536  # bytes that are offered to the socket before the turn is over
+    EAGER = 262144  # bytes that are offered to the socket before the turn is over
 
 cdef struct StreamState:
     uint8_t *receive  # RECEIVE bytes
