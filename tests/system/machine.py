@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
+from scapy.all import ARP, Ether
+
 from system.installation import Installation
 from system.namespaces import NamedNamespace, alive, end, wait_until
 from system.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, Topology
@@ -26,6 +28,8 @@ IFF_TAP, IFF_NO_PI = 2, 0x1000
 INTERFACE = "eth0"
 
 _numbers = itertools.count()
+MAC = "02:00:00:00:00:11"
+ASK = bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=MAC, psrc=HOST4, pdst=GATEWAY4))
 
 
 class Passt:
@@ -62,6 +66,10 @@ class Passt:
         pid = int(pid_file.read_text())
         self._daemons.append(pid)
         return pid
+
+    def adopt(self, pid: int) -> None:
+        """End a passt that was started in another way with the test, if it is still there."""
+        self._daemons.append(pid)
 
     def foreground(self, *options: str, **kwargs: Any) -> "subprocess.Popen[str]":
         """Run passt in the foreground."""
@@ -245,3 +253,27 @@ def receive_frame(sock: socket.socket) -> bytes:
         return b"".join(parts)
 
     return exactly(int.from_bytes(exactly(4), "big"))
+
+
+def client(path: str) -> socket.socket:
+    """Connect as QEMU would."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(5)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def is_served(sock: socket.socket) -> bool:
+    """Whether an ARP request is answered."""
+    sock.sendall(frames(ASK))
+    while True:
+        try:
+            frame = Ether(receive_frame(sock))
+        except (EOFError, ConnectionError):
+            return False
+        if ARP in frame and frame[ARP].op == 2 and frame[ARP].psrc == GATEWAY4:
+            return True

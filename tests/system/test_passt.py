@@ -14,42 +14,15 @@ from pathlib import Path
 import pytest
 from scapy.all import ARP, IP, UDP, Ether
 
-from system.machine import Machine, Passt, frames, receive_frame
+from system.machine import ASK, MAC, Machine, Passt, client, frames, is_served, receive_frame
 from system.namespaces import alive, echo, receive, wait_until
 from system.quiet import assert_quiet
 from system.servers import source
-from system.topology import ANY, GATEWAY4, HOST, HOST4, SERVER, SERVER4, elapsed
+from system.topology import ANY, HOST, HOST4, SERVER, SERVER4, elapsed
 from system.users import only_root, only_unprivileged
 
 pytestmark = pytest.mark.timeout(60)
 both_versions = pytest.mark.parametrize("version", [4, 6])
-MAC = "02:00:00:00:00:11"
-ASK = bytes(Ether(src=MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=MAC, psrc=HOST4, pdst=GATEWAY4))
-
-
-def client(path: str) -> socket.socket:
-    """Connect as QEMU would."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(5)
-    try:
-        sock.connect(path)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def is_served(sock: socket.socket) -> bool:
-    """Whether an ARP request is answered."""
-    sock.sendall(frames(ASK))
-    while True:
-        try:
-            frame = Ether(receive_frame(sock))
-        except (EOFError, ConnectionError):
-            return False
-        if ARP in frame and frame[ARP].op == 2 and frame[ARP].psrc == GATEWAY4:
-            return True
-
 
 # Start
 
