@@ -34,8 +34,10 @@ class NoServices:
 class Link:
     """The guest's end of the link, and the packet path running behind it."""
 
+    kind = socket.SOCK_SEQPACKET
+
     def __init__(self, capture: int = -1) -> None:
-        self.end, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.end, self.other = socket.socketpair(socket.AF_UNIX, self.kind)
         self.end.settimeout(5)
         self.other.setblocking(False)
         self.path = DataPath(flows=FLOWS, listeners=1)
@@ -45,7 +47,7 @@ class Link:
         self.path.family(
             4, guest=mapped(GUEST), learn=False, ours=mapped(HOST), map_host_loopback=mapped(HOST), host=mapped(HOST)
         )
-        self.path.open_tap(self.other.fileno(), 0)
+        self.open()
         if capture >= 0:
             self.path.capture(capture)
         self.path.set_slow_path(NoServices())
@@ -54,6 +56,9 @@ class Link:
         self.path.watch(wake.fileno(), self.path.stop)
         self.thread = threading.Thread(target=self.path.run)
         self.thread.start()
+
+    def open(self) -> None:
+        self.path.open_tap(self.other.fileno(), 0)
 
     def close(self) -> None:
         self.waker.send(b"x")
@@ -69,9 +74,11 @@ class Link:
     def send_frame(self, frame: bytes) -> None:
         self.end.send(bytes(VNET) + frame)
 
+    def receive_frame(self) -> bytes:
+        return self.end.recv(70000)[VNET:]
+
     def receive(self) -> ipv4.IPv4:
-        frame = self.end.recv(70000)
-        ethernet = Ethernet.parse(frame[VNET:])
+        ethernet = Ethernet.parse(self.receive_frame())
         assert (ethernet.dst, ethernet.src) == (GUEST_MAC, OUR_MAC)
         return ipv4.IPv4.parse(ethernet.payload)
 
@@ -82,3 +89,28 @@ class Link:
         packet = self.receive()
         assert packet.protocol == ipv4.PROTOCOL_TCP
         return tcp.Tcp.parse(packet.payload)
+
+
+class StreamLink(Link):
+    """The same over a stream socket: each frame behind its length."""
+
+    kind = socket.SOCK_STREAM
+
+    def open(self) -> None:
+        self.lost: list[tuple[int, int]] = []
+        self.path.open_stream(lambda number, size: self.lost.append((number, size)))
+        self.path.attach(self.other.fileno())
+
+    def send_frame(self, frame: bytes) -> None:
+        self.end.sendall(len(frame).to_bytes(4, "big") + frame)
+
+    def receive_frame(self) -> bytes:
+        return self._exactly(int.from_bytes(self._exactly(4), "big"))
+
+    def _exactly(self, size: int) -> bytes:
+        parts = []
+        while size:
+            parts.append(self.end.recv(size))
+            assert parts[-1]
+            size -= len(parts[-1])
+        return b"".join(parts)

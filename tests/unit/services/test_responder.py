@@ -382,3 +382,36 @@ def test_a_mutated_frame_is_answered_or_dropped(frame: bytes, changes: list[tupl
 @given(st.binary(max_size=300))
 def test_any_bytes_are_answered_or_dropped(data: bytes) -> None:
     check(data)
+
+
+# Discovery
+
+
+def test_D18_a_silent_guest_is_asked_for_until_it_is_heard() -> None:
+    silent = responder(CONFIG._replace(ra=False))
+    assert silent.next_timeout() is None
+    silent.discovery.begin()
+    now, asked = 1, []
+    while now < 10 * SECOND_NS:
+        frames = silent.on_timeout(now)
+        asked.append(now)
+        request = arp.Arp.parse(ethernet.Ethernet.parse(frames[0]).payload)
+        assert (request.operation, request.sender, request.target) == (arp.REQUEST, GATEWAY4, ADDRESS4)
+        assert Ether(frames[1])["ICMPv6ND_NS"].tgt == "2001:db8::10"
+        assert Ether(frames[1]).dst == "33:33:ff:00:00:10"
+        at = silent.next_timeout()
+        assert at is not None
+        assert at > now
+        assert silent.on_timeout(at - 1) == []
+        now = at
+    assert 6 <= len(asked) <= 10
+    answer = arp.Arp(arp.REPLY, GUEST, ADDRESS4, OURS, GATEWAY4).emit()
+    silent.on_frame(ethernet.Ethernet(OURS, GUEST, ethernet.ETHERTYPE_ARP, answer).emit(), now)
+    assert silent.next_timeout() is None
+    assert silent.on_timeout(now + 100 * SECOND_NS) == []
+
+
+def test_D18_nobody_is_asked_for_without_an_address() -> None:
+    silent = responder(CONFIG._replace(ra=False, v4=False, address6=b""))
+    silent.discovery.begin()
+    assert silent.on_timeout(1) == []
