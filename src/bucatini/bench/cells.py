@@ -453,18 +453,18 @@ def machines() -> list[Cell]:
     for where in ("vm65520", "vm1500"):
         for way, words, reverse in (("out", "machine → host", ()), ("in", "host → machine", ("-R",))):
             title = f"TCP, one stream, {words}"
-            found.append(Cell(f"tcp-{way}", title, where, STREAM, iperf(*reverse, seconds=2), systems=MACHINES))
+            found.append(Cell(f"vm-tcp-{way}", title, where, STREAM, iperf(*reverse, seconds=2), systems=MACHINES))
     where = "vm65520"
     found += [
         Cell(
-            "tcp-pingpong", "TCP round trips of 1 byte", where, ROUND_TRIPS, ask("tcp-pingpong", "echo", 7001),
+            "vm-tcp-pingpong", "TCP round trips of 1 byte", where, ROUND_TRIPS, ask("tcp-pingpong", "echo", 7001),
             systems=MACHINES,
         ),
         Cell(
-            "udp-pingpong", "UDP round trips of 1 byte", where, ROUND_TRIPS, ask("udp-pingpong", "datagrams", 7003),
+            "vm-udp-pingpong", "UDP round trips of 1 byte", where, ROUND_TRIPS, ask("udp-pingpong", "datagrams", 7003),
             systems=MACHINES,
         ),
-        Cell("crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002), systems=MACHINES),
+        Cell("vm-crr", "TCP connect-request-response", where, RATE, ask("crr", "requests", 7002), systems=MACHINES),
     ]  # fmt: skip
     return found
 

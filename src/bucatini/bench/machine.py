@@ -4,7 +4,6 @@ import base64
 import contextlib
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import time
@@ -61,7 +60,7 @@ class Machine:
         self.console = folder / "console"
         self.inherited = inherited
         self.command = [
-            *wrap, QEMU, "-accel", accelerator, "-cpu", "max", "-m", "384", "-nodefaults", "-no-user-config",
+            *wrap, QEMU, "-accel", accelerator, "-accel", "tcg", "-cpu", "max", "-m", "384", "-nodefaults", "-no-user-config",
             "-display", "none", "-serial", f"file:{self.console}",
             "-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd"),
             "-append", "console=ttyS0 quiet panic=-1 tsc=unstable",
@@ -190,9 +189,3 @@ def accelerator(boot: Path, folder: Path) -> str:
         machine.stop()
         return "kvm"
     return "tcg"
-
-
-def is_there() -> str:
-    """Return "" if machines can be run, else what is missing."""
-    missing = [name for name in (QEMU, "cpio", "dpkg-deb") if shutil.which(name) is None]
-    return ", ".join(missing)

@@ -17,11 +17,21 @@ NOISE = 0.03  # of a median: less is no difference
 COLUMN = 118  # characters of a line of text
 
 # Why we are behind both peers, where that was looked into: cell -> what was measured
+LOADED = (
+    "a round trip waits for the turns of the stream beside it, and ours is the fastest: the row below has what each "
+    "reached meanwhile"
+)
 REASONS = {
     "start@start": (
         "an interpreter has to load what a C program has linked. Of the time from exec to readiness, 8 ms are the "
         "interpreter's own and about 20 ms imports (python -X importtime); ARCHITECTURE.md, Start-up time, says what "
         "is done about it. slirp4netns's figure is the byte on its ready descriptor"
+    ),
+    "loaded-out@mtu65520": LOADED,
+    "loaded-in@mtu65520": LOADED,
+    "loaded-out@rtt20": (
+        "the peer's stream leaves most of the path unused, so nothing waits in its queue; with all others, and with no "
+        "translation at all, the queue of the bottleneck is what is measured"
     ),
     "tcp-in@loss": (
         "the loss of the network decides, and the kernel of the host recovers from it: no translation at all has the "
