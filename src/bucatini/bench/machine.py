@@ -60,8 +60,8 @@ class Machine:
         self.console = folder / "console"
         self.inherited = inherited
         self.command = [
-            *wrap, QEMU, "-accel", accelerator, "-accel", "tcg", "-cpu", "max", "-m", "384", "-nodefaults", "-no-user-config",
-            "-display", "none", "-serial", f"file:{self.console}",
+            *wrap, QEMU, "-accel", accelerator, "-accel", "tcg", "-cpu", "max", "-m", "384",
+            "-nodefaults", "-no-user-config", "-display", "none", "-serial", f"file:{self.console}",
             "-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd"),
             "-append", "console=ttyS0 quiet panic=-1 tsc=unstable",
             "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net,mac={mac}",
