@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from bucatini.bench.machine import accelerator, image
 from system.installation import Installation, install
 from system.machine import Machine, Passt
 from system.namespaces import NamedNamespace, wait_until
+from system.programs import need
 from system.topology import Pasta, Topology
 from system.users import ROOT, TUN, User, open_tun, unprivileged
 
 MARK = "BUCATINI_TEST_MARK"
+CACHE = Path(__file__).parents[2] / "build" / "guest"
 
 
 def pytest_sessionstart() -> None:
@@ -153,6 +156,29 @@ def machine(topology: Topology) -> Iterator[Machine]:
     """A guest of passt, not connected and not configured."""
     with Machine(topology) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def bootable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """Kernel and initramfs, made once and kept for the next session, and the accelerator that runs them."""
+    for program, package in (
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("cpio", "cpio"),
+        ("iperf3", "iperf3"),
+        ("curl", "curl"),
+        ("dhclient", "isc-dhcp-client"),
+    ):
+        need(program, package)
+    made = image(CACHE)
+    # Where everybody may read it, whatever is above the clone
+    folder = Path(tempfile.mkdtemp(prefix="bucatini-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    for name in ("vmlinuz", "initrd"):
+        shutil.copy(made / name, folder)
+        (folder / name).chmod(0o644)
+    yield folder, accelerator(folder, tmp_path_factory.mktemp("vm"))
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

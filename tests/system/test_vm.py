@@ -4,51 +4,24 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bucatini.bench.machine import INTERFACE, Machine, accelerator, image
+from bucatini.bench.machine import INTERFACE, Machine
 from system.machine import Passt
 from system.namespaces import alive, echo, receive, wait_until
-from system.programs import need
 from system.servers import http, sink
 from system.topology import GATEWAY4, HOST, HOST4, HOST6, SERVER, SERVER4, SERVER6, url
 from system.users import User, only_unprivileged
 
 pytestmark = pytest.mark.timeout(180)
 both_versions = pytest.mark.parametrize("version", [4, 6])
-CACHE = Path(__file__).parents[2] / "build" / "guest"
 
 Boot = Callable[..., Machine]
-
-
-@pytest.fixture(scope="session")
-def bootable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """Kernel and initramfs, made once and kept for the next session, and the accelerator that runs them."""
-    for program, package in (
-        ("qemu-system-x86_64", "qemu-system-x86"),
-        ("busybox", "busybox-static"),
-        ("cpio", "cpio"),
-        ("iperf3", "iperf3"),
-        ("curl", "curl"),
-        ("dhclient", "isc-dhcp-client"),
-    ):
-        need(program, package)
-    made = image(CACHE)
-    # Where everybody may read it, whatever is above the clone
-    folder = Path(tempfile.mkdtemp(prefix="bucatini-test-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    for name in ("vmlinuz", "initrd"):
-        shutil.copy(made / name, folder)
-        (folder / name).chmod(0o644)
-    yield folder, accelerator(folder, tmp_path_factory.mktemp("vm"))
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -33,84 +33,40 @@ def image(folder: Path) -> Path:
     return folder
 
 
-class Machine:
-    """One virtual machine, from `start` to `stop`."""
+class Agent:
+    """The shell in a machine, at the other end of a virtio port."""
 
-    def __init__(
-        self,
-        boot: Path,
-        folder: Path,
-        netdev: str,
-        *,
-        accelerator: str = "tcg",
-        wrap: Sequence[str] = (),
-        mac: str = "02:00:00:00:00:33",
-        inherited: Sequence[int] = (),
-    ) -> None:
-        """Prepare a machine.
-
-        Args:
-            boot: folder with vmlinuz and initrd.
-            folder: where its sockets and its console's log go; short, for the path of a socket.
-            netdev: value of -netdev, with the id "net".
-            wrap: what runs QEMU, such as a change of user.
-            inherited: descriptors that QEMU keeps.
-        """
-        self.agent_path = folder / "agent"
-        self.console = folder / "console"
-        self.inherited = inherited
-        self.command = [
-            *wrap, QEMU, "-accel", accelerator, "-accel", "tcg", "-cpu", "max", "-m", "384",
-            "-nodefaults", "-no-user-config", "-display", "none", "-serial", f"file:{self.console}",
-            "-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd"),
-            "-append", "console=ttyS0 quiet panic=-1 tsc=unstable",
-            "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net,mac={mac}",
-            "-chardev", f"socket,id=agent,path={self.agent_path},server=on,wait=off",
-            "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent",
-        ]  # fmt: skip
-        self.process: subprocess.Popen[str] | None = None
+    def __init__(self, path: Path) -> None:
+        """`path` is the socket at which QEMU has the port."""
+        self.agent_path = path
         self.agent: socket.socket | None = None
         self._read = b""
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def connect(self, deadline: float) -> None:
+        """Wait until it takes commands.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        Args:
+            deadline: of the monotonic clock, seconds.
 
-    def start(self, timeout: float = BOOT) -> None:
-        """Boot, until it takes commands; RuntimeError when it does not."""
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            pass_fds=self.inherited,
-        )  # fmt: skip
-        deadline = time.monotonic() + timeout
-        agent = socket.socket(socket.AF_UNIX)
-        while True:
+        Raises:
+            OSError: nobody listens there (yet), or not by then (TimeoutError).
+            EOFError: the machine has ended.
+        """
+        if self.agent is None:
+            agent = socket.socket(socket.AF_UNIX)
             try:
                 agent.connect(str(self.agent_path))
-                break
             except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    agent.close()
-                    raise RuntimeError(f"{self.command}: {self._end()}") from None
-                time.sleep(0.02)
-        self.agent = agent
-        try:
-            self._until(READY, deadline)
-        except (OSError, EOFError, TimeoutError):
-            self.stop()
-            text = self.console.read_text(errors="replace")[-1000:] if self.console.exists() else ""
-            raise RuntimeError(f"the machine did not come up within {timeout:g} s: {text}") from None
+                agent.close()
+                raise
+            self.agent = agent
+        self._until(READY, deadline)
 
-    def _end(self) -> str:
-        assert self.process is not None
-        self.process.kill()
-        output, _ = self.process.communicate()
-        return output
+    def hang_up(self) -> None:
+        """Take no more commands."""
+        if self.agent is not None:
+            self.agent.close()
+            self.agent = None
 
     def _until(self, mark: bytes, deadline: float) -> bytes:
         """What the agent says before `mark`."""
@@ -164,11 +120,82 @@ class Machine:
             "sleep 0.1; done; exit 1"
         )
 
+
+class Machine(Agent):
+    """One virtual machine, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        boot: Path,
+        folder: Path,
+        netdev: str,
+        *,
+        accelerator: str = "tcg",
+        wrap: Sequence[str] = (),
+        mac: str = "02:00:00:00:00:33",
+        inherited: Sequence[int] = (),
+    ) -> None:
+        """Prepare a machine.
+
+        Args:
+            boot: folder with vmlinuz and initrd.
+            folder: where its sockets and its console's log go; short, for the path of a socket.
+            netdev: value of -netdev, with the id "net".
+            wrap: what runs QEMU, such as a change of user.
+            inherited: descriptors that QEMU keeps.
+        """
+        super().__init__(folder / "agent")
+        self.console = folder / "console"
+        self.inherited = inherited
+        self.command = [
+            *wrap, QEMU, "-accel", accelerator, "-accel", "tcg", "-cpu", "max", "-m", "384",
+            "-nodefaults", "-no-user-config", "-display", "none", "-serial", f"file:{self.console}",
+            "-kernel", str(boot / "vmlinuz"), "-initrd", str(boot / "initrd"),
+            "-append", "console=ttyS0 quiet panic=-1 tsc=unstable",
+            "-netdev", netdev, "-device", f"virtio-net-pci,netdev=net,mac={mac}",
+            "-chardev", f"socket,id=agent,path={self.agent_path},server=on,wait=off",
+            "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent",
+        ]  # fmt: skip
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, timeout: float = BOOT) -> None:
+        """Boot, until it takes commands; RuntimeError when it does not."""
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            pass_fds=self.inherited,
+        )  # fmt: skip
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self.connect(deadline)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{self.command}: {self._end()}") from None
+                time.sleep(0.02)
+            except (OSError, EOFError):
+                self.stop()
+                text = self.console.read_text(errors="replace")[-1000:] if self.console.exists() else ""
+                raise RuntimeError(f"the machine did not come up within {timeout:g} s: {text}") from None
+
+    def _end(self) -> str:
+        assert self.process is not None
+        self.process.kill()
+        output, _ = self.process.communicate()
+        return output
+
     def stop(self) -> None:
         """Power off without a word."""
-        if self.agent is not None:
-            self.agent.close()
-            self.agent = None
+        self.hang_up()
         if self.process is not None:
             self.process.kill()
             self.process.wait()
