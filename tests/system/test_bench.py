@@ -72,7 +72,7 @@ def over_a_line(installation: Installation, tmp_path: Path, cells: str) -> dict[
 
 def test_T22_windows_open_far_enough_for_a_long_path(installation: Installation, tmp_path: Path) -> None:
     """64 KiB every 20 ms would be 26 Mbit/s."""
-    for gbits in over_a_line(installation, tmp_path, "rtt20").values():
+    for gbits in over_a_line(installation, tmp_path, "tcp-out@rtt20,tcp-in@rtt20").values():
         assert gbits > 0.1
 
 

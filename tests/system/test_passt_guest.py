@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from scapy.all import IP, UDP, Ether
+from scapy.all import ARP, IP, TCP, UDP, Ether
 
-from system.machine import INTERFACE, Machine, Passt, frames, receive_frame
+from system.machine import INTERFACE, Machine, Passt, client, frames, receive_frame
 from system.namespaces import alive, echo, receive, wait_until
 from system.programs import need
 from system.quiet import assert_quiet
@@ -316,6 +316,44 @@ def test_D18_the_questions_for_a_silent_guest_are_few(passt: Passt) -> None:
                 asked += "ICMPv6ND_NS" in frame and frame["ICMPv6ND_NS"].tgt == HOST6
         assert 4 <= asked <= 8
         assert_quiet(pid, 2)
+
+
+def test_the_address_is_learnt_from_a_guest_that_chose_another(passt: Passt, machine: Machine) -> None:
+    passt.background("-t", "8080:80")
+    machine.cable.connect(passt.socket)
+    machine.ip(
+        f"link set {INTERFACE} up", f"address add 192.0.2.99/24 dev {INTERFACE}", f"route add default via {GATEWAY4}"
+    )
+    machine.serve_tcp(ANY[4], echo, port=80)
+    answering = passt.topology.server.serve_tcp(SERVER4, echo)
+    with machine.connect(SERVER4, answering.port) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+    assert answering.peers[0][0] == HOST4
+    with passt.topology.server.connect(HOST4, 8080) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
+def test_D17_a_forward_goes_to_the_given_address_whoever_speaks_first(passt: Passt, machine: Machine) -> None:
+    passt.background("-t", "8080:80", "-a", "192.0.2.50")
+    with client(passt.socket) as sock:
+        other = Ether(src="02:00:00:00:00:60", dst="ff:ff:ff:ff:ff:ff")
+        asked = other / ARP(hwsrc="02:00:00:00:00:60", psrc="192.0.2.60", pdst=GATEWAY4)
+        sock.sendall(frames(bytes(asked)))
+        mine = Ether(src=machine.mac, dst="ff:ff:ff:ff:ff:ff")
+        sock.sendall(frames(bytes(mine / ARP(hwsrc=machine.mac, psrc="192.0.2.50", pdst=GATEWAY4))))
+        sock.sendall(frames(bytes(asked)))
+        for _ in range(3):  # all three are answered
+            while ARP not in Ether(receive_frame(sock)):
+                pass
+        connection = passt.topology.server.connect(HOST4, 8080)
+        while True:
+            frame = Ether(receive_frame(sock))
+            if TCP in frame:
+                break
+        connection.close()
+    assert (frame[IP].dst, frame[TCP].dport, frame.dst) == ("192.0.2.50", 80, machine.mac)
 
 
 @both_versions

@@ -1,16 +1,16 @@
 """A stream socket as the guest's link: what `-netdev stream` of QEMU speaks, each frame behind its length.
 
-Purpose. The length is 32 bits in network byte order. One recv(2) takes many frames, which are parsed where they lie; the
-frames of a whole turn leave with one send(2) (`stream_flush`). The other end knows nothing of offloads: superframes are
-cut into segments here, in their place in the buffer, and checksums completed on the way.
+Purpose. The length is 32 bits in network byte order. One recv(2) takes many frames, which are parsed where they lie;
+the frames of a whole turn leave with one send(2) (`stream_flush`). The other end knows nothing of offloads: superframes
+are cut into segments here, in their place in the buffer, and checksums completed on the way.
 
-Data. Two buffers, mapped once. Of what is to be sent, `[sent, used)` waits for the socket. A stream cannot leave out half a
-frame, so what was begun is kept. Where `HIGH` bytes wait, the link is `blocked`: TCP leaves its data in the host's
-sockets, where it slows their senders down; other frames still find `SPARE` bytes of room, and are lost beyond
+Data. Two buffers, mapped once. Of what is to be sent, `[sent, used)` waits for the socket. A stream cannot leave out
+half a frame, so what was begun is kept. Where `HIGH` bytes wait, the link is `blocked`: TCP leaves its data in the
+host's sockets, where it slows their senders down; other frames still find `SPARE` bytes of room, and are lost beyond
 (`drop_link_full`).
 
-States. Down: no client (fd -1). Everything is lost (`link_down`), and the link is blocked, so that TCP keeps its data for
-when a client comes back. Up, between `stream_attach` and `stream_detach`.
+States. Down: no client (fd -1). Everything is lost (`link_down`), and the link is blocked, so that TCP keeps its data
+for when a client comes back. Up, from `stream_attach` with a client to `stream_attach` without one.
 
 Failure. A length that no frame can have is the client's end: where the next frame begins is unknown. `receive` returns
 -EPROTO for it, -ENOTCONN at the end of the stream, -errno for an error of the socket; `stream_rest` says more.

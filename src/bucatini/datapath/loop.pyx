@@ -22,7 +22,8 @@ from bucatini.datapath.flow cimport (
     flow_table_free, flow_table_init,
 )
 from bucatini.datapath.headers cimport (
-    FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_t, vnet_hdr,
+    ETH_HLEN, ETH_P_ARP, FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_is_v4, addr_t, be16,
+    vnet_hdr,
 )
 from bucatini.datapath.icmp cimport icmp_event, icmp_frame, icmp_timer
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
@@ -32,8 +33,8 @@ from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UD
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
 from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
 from bucatini.datapath.syscalls cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, clock_gettime, close,
-    dup,
+    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, clock_gettime,
+    close, dup,
     epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec,
 )
 from bucatini.datapath.tcp_forward cimport tcp_listener
@@ -85,13 +86,19 @@ cdef inline void learn(Worker *w, const FrameRef *ref) noexcept nogil:
         memcpy(&family.guest, &ref.src, sizeof(addr_t))
 
 
+cdef inline bint is_arp_of(const addr_t *sender, const FrameRef *ref) noexcept nogil:
+    """Whether a frame is ARP from this IPv4 address (RFC 826: it follows 14 bytes behind the Ethernet header)."""
+    return (ref.length >= ETH_HLEN + 28 and be16(ref.frame + 12) == ETH_P_ARP and addr_is_v4(sender)
+            and memcmp(ref.frame + ETH_HLEN + 14, sender.b + 12, 4) == 0)
+
+
 cdef inline bint is_guest(Worker *w, const FrameRef *ref) noexcept nogil:
     """Whether a frame from an Ethernet address not seen before is the guest's: it has the address given to it (D17)."""
     cdef Family *family
     if w.guest_mac[0] & 1:  # nobody is known yet
         return True
     if ref.version == 0:
-        return w.v4.learn
+        return w.v4.learn or is_arp_of(&w.v4.guest, ref)
     family = &w.v4 if ref.version == 4 else &w.v6
     return (family.learn or addr_equal(&ref.src, &family.guest)
             or (ref.version == 6 and addr_equal(&ref.src, &family.guest_linklocal)))

@@ -102,9 +102,9 @@ class Machine:
         """The client is gone, or has to go."""
         log = self.instance.log
         if number == errno.EPROTO:
-            log.warn_once("length", f"the client sent a frame of {size} bytes, which cannot be: disconnected")
+            log.warning(f"the client sent a frame of {size} bytes, which cannot be: disconnected")
         elif number == errno.ENOTCONN and size:
-            log.warn_once("cut", f"the client disconnected {size} bytes into a frame")
+            log.warning(f"the client disconnected {size} bytes into a frame")
         elif number == errno.ENOTCONN:
             log.info("client disconnected")
         else:
