@@ -75,6 +75,8 @@ cdef struct SpliceFlow:  # a TCP connection that bypasses the tap; sides: 0 who 
     uint8_t urgent[2]  # urgent data stands in the way of splice(2)
     uint8_t ended[2]  # the end was read, or an error: a reset once the pipe is empty
     uint8_t told[2]  # and passed on
+    uint8_t muted[2]  # epoll does not tell of data
+    uint8_t resting[2]  # while data gathers
     uint8_t connected
     uint8_t queued  # in the worker's list of flows to continue
 

@@ -34,14 +34,13 @@ from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassembl
 from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
 from bucatini.datapath.syscalls cimport (
     CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, clock_gettime,
-    close, dup,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, timespec,
+    close, dup, epoll_create1, epoll_ctl, epoll_event, epoll_pwait2, epoll_wait, timespec,
 )
 from bucatini.datapath.tcp_forward cimport tcp_listener
 from bucatini.datapath.tcp_io cimport (
     tcp_acknowledge, tcp_continue, tcp_deliver, tcp_event, tcp_flush, tcp_frame, tcp_free, tcp_init, tcp_timer,
 )
-from bucatini.datapath.tcp_splice cimport splice_continue, splice_event, splice_free, splice_init
+from bucatini.datapath.tcp_splice cimport splice_continue, splice_event, splice_free, splice_init, splice_rested
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (
     udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_listener, udp_timer,
@@ -74,6 +73,15 @@ cdef inline uint64_t clock_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef bint can_wait_briefly(int epoll) noexcept nogil:
+    """Whether the kernel has epoll_pwait2(2) (Linux 5.11)."""
+    cdef epoll_event event
+    cdef timespec none
+    none.tv_sec = 0
+    none.tv_nsec = 0
+    return epoll_pwait2(epoll, &event, 1, &none) >= 0
 
 
 cdef inline void learn(Worker *w, const FrameRef *ref) noexcept nogil:
@@ -169,6 +177,7 @@ cdef class DataPath:
             raise MemoryError
         w.epoll = epoll_create1(EPOLL_CLOEXEC)
         w.spare_fd = dup(w.epoll)
+        w.can_rest = can_wait_briefly(w.epoll)
         if w.epoll < 0 or w.spare_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.watched = []
@@ -451,7 +460,7 @@ cdef class DataPath:
         cdef int n, i, kind
         cdef bint link_ready
         while not self.stopped:
-            n = epoll_wait(w.epoll, events, EVENTS, self._wait_ms())
+            n = self._wait(events)
             w.now = clock_ns()
             if n < 0 and errno != EINTR:
                 self.failed = errno
@@ -493,6 +502,8 @@ cdef class DataPath:
                 self._frames()
                 if self.failed:
                     return
+            if w.rest_at and w.now >= w.rest_at:
+                splice_rested(w)
             self.busy = link_ready
             if not w.wire.blocked:
                 self._continue()
@@ -524,6 +535,18 @@ cdef class DataPath:
             event.events = EPOLLIN | EPOLLOUT if link.waiting else EPOLLIN
             event.data.u64 = <uint64_t> REF_LINK << 56
             epoll_ctl(self.w.epoll, EPOLL_CTL_MOD, link.fd, &event)
+
+    cdef int _wait(self, epoll_event *events) noexcept nogil:
+        """Wait for events, until something is due."""
+        cdef int ms = self._wait_ms()
+        cdef uint64_t at = self.w.rest_at, now
+        cdef timespec most
+        if at == 0 or ms == 0:
+            return epoll_wait(self.w.epoll, events, EVENTS, ms)
+        now = clock_ns()
+        most.tv_sec = 0
+        most.tv_nsec = <long> (at - now) if at > now else 0
+        return epoll_pwait2(self.w.epoll, events, EVENTS, &most)
 
     cdef int _wait_ms(self) noexcept nogil:
         """Milliseconds to wait at most, -1: for ever."""

@@ -141,6 +141,23 @@ cdef extern from * nogil:
     uint32_t htonl(uint32_t value)
     uint32_t ntohl(uint32_t value)
 
+cdef extern from * nogil:
+    """
+    #include <sys/epoll.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+    #ifndef SYS_epoll_pwait2
+    #define SYS_epoll_pwait2 441
+    #endif
+    // The C library has it from 2.35 on only
+    static inline int bucatini_epoll_pwait2(int epfd, struct epoll_event *events, int limit, const struct timespec *most)
+    {
+        return (int) syscall(SYS_epoll_pwait2, epfd, events, limit, most, NULL, 0);
+    }
+    """
+    int epoll_pwait2 "bucatini_epoll_pwait2"(int epfd, epoll_event *events, int limit, const timespec *most)
+
 cdef extern from "<sys/epoll.h>" nogil:
     cdef union epoll_data:
         uint64_t u64

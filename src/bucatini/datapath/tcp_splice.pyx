@@ -19,6 +19,10 @@ pipe takes what else it can) or its share of the turn is used up. A read that br
 cannot have been cut short by the pipe: it emptied the source, and the next edge says when there is more; after a hangup
 there is none, and it is read to its end.
 
+Rests. Every wake of ours on behalf of a segment costs the sender too, whose CPU sends the interrupt. So nothing is heard of
+what comes while the sink is full; and a direction that moved `BULK` bytes in one go and is empty now lets data gather for
+`REST_NS`, unheard too. What is small is never kept waiting.
+
 End. The end of one direction is passed on by shutdown(2) when the pipe is empty (T7). With both passed on, both are
 closed. A reset, or any other error, is passed on as a reset (T6), after the data that came before it.
 
@@ -38,15 +42,15 @@ from bucatini.datapath.headers cimport PROTO_TCP, addr_is_v4, addr_t
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, EPOLL_CTL_ADD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR, SO_LINGER, SO_OOBINLINE,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_NODELAY, close,
+    AF_INET, AF_INET6, CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI,
+    EPOLLRDHUP, F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR, SO_LINGER, SO_OOBINLINE,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_NODELAY, clock_gettime, close,
     connect, epoll_ctl, epoll_event, fcntl, getsockname, linger, pipe2, recv, setsockopt, shutdown, socket,
-    socklen_t, splice, write,
+    socklen_t, splice, timespec, write,
 )
 from bucatini.datapath.translate cimport translate_bypass
 from bucatini.datapath.worker cimport (
-    count, count_n, other_ref, worker_continue, worker_drop_flow, worker_watch,
+    count, count_n, flow_ref, other_ref, worker_continue, worker_drop_flow, worker_watch,
 )
 
 
@@ -64,6 +68,9 @@ cdef enum:
     BROKEN = 2  # `ended`: by an error
     COPY = 4096  # bytes read at once where splice(2) does not do: they fit into the smallest pipe
     EDGES = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP
+    BULK = 262144  # bytes moved in one go that speak for a transfer
+    REST_NS = 200000
+    RESTING = 256  # directions at a time; further ones do not rest
 
 cdef struct Pipe:
     int reader
@@ -71,7 +78,16 @@ cdef struct Pipe:
     uint32_t slots  # pages that it has room for
     uint32_t next_  # free list
 
+cdef struct Rest:
+    uint64_t until  # ns
+    uint32_t index  # of the flow
+    uint32_t generation
+    uint32_t side
+
 cdef struct Splice:
+    Rest rests[RESTING]  # a ring, in the order of their ends
+    uint32_t first
+    uint32_t resting
     Pipe pipes[PIPES + 1]  # from 1 on
     uint32_t fresh  # those from here on were never used
     uint32_t unused  # closed ones, 0: none
@@ -212,6 +228,61 @@ cdef void top_up(Flow *flow, int side, const Pipe *pipe) noexcept nogil:
         s.ended[side] = BROKEN
 
 
+cdef void mute(Worker *w, Flow *flow, int side, bint on) noexcept nogil:
+    """Hear no more of what comes from a side, or again; what came meanwhile makes an edge then."""
+    cdef epoll_event event
+    # Every segment is told as EPOLLPRI too
+    event.events = EPOLLET | (EPOLLOUT if on else EDGES)
+    event.data.u64 = flow_ref(flow) if side == 0 else other_ref(flow)
+    if epoll_ctl(w.epoll, EPOLL_CTL_MOD, socket_of(flow, side), &event) == 0:
+        flow.u.splice.muted[side] = on
+
+
+cdef void drained(Worker *w, Flow *flow, int side, uint32_t moved) noexcept nogil:
+    """Let data gather for a moment where much came at once; where little did, hear of the next byte."""
+    cdef SpliceFlow *s = &flow.u.splice
+    cdef Splice *all_ = state(w)
+    cdef Rest *rest
+    cdef timespec now
+    if s.resting[side]:
+        return
+    if moved >= BULK and all_.resting < RESTING and w.can_rest and not s.hangup[side] and not s.urgent[side]:
+        if not s.muted[side]:
+            mute(w, flow, side, True)
+        rest = &all_.rests[(all_.first + all_.resting) % RESTING]
+        clock_gettime(CLOCK_MONOTONIC, &now)
+        rest.until = <uint64_t> now.tv_sec * 1000000000 + now.tv_nsec + REST_NS
+        rest.index = flow.index
+        rest.generation = flow.generation
+        rest.side = side
+        if all_.resting == 0:
+            w.rest_at = rest.until
+        all_.resting += 1
+        s.resting[side] = 1
+    elif s.muted[side]:
+        mute(w, flow, side, False)
+
+
+cdef void splice_rested(Worker *w) noexcept nogil:
+    cdef Splice *all_ = state(w)
+    cdef Rest *rest
+    cdef Flow *flow
+    cdef uint32_t due = all_.resting
+    while due:
+        due -= 1
+        rest = &all_.rests[all_.first]
+        if rest.until > w.now:
+            break
+        all_.first = (all_.first + 1) % RESTING
+        all_.resting -= 1
+        flow = &w.flows.flows[rest.index]
+        if flow.kind == FLOW_SPLICE and flow.generation == rest.generation:
+            flow.u.splice.resting[rest.side] = 0
+            flow.u.splice.readable[rest.side] = 1
+            pump(w, flow, rest.side)
+    w.rest_at = all_.rests[all_.first].until if all_.resting else 0
+
+
 cdef bint pump(Worker *w, Flow *flow, int side) noexcept nogil:
     """Move data from `side` to the other one as far as it goes; False: the connection is gone."""
     cdef SpliceFlow *s = &flow.u.splice
@@ -272,6 +343,8 @@ cdef bint pump(Worker *w, Flow *flow, int side) noexcept nogil:
             count(w, C_SPLICE_CLOSED)
             close_both(w, flow)
             return False
+    if not s.ended[side] and not s.queued:
+        drained(w, flow, side, moved)
     return True
 
 
@@ -299,6 +372,8 @@ cdef void splice_event(Worker *w, Flow *flow, int side, uint32_t events) noexcep
         return
     if s.held[side]:
         top_up(flow, side, &state(w).pipes[s.pipe[side]])
+        if not s.muted[side]:
+            mute(w, flow, side, True)
     elif s.readable[side] and not s.ended[side]:
         pump(w, flow, side)
 

@@ -82,6 +82,8 @@ cdef struct Worker:
     uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
     siphash_key isn_key
     uint64_t acknowledge_at  # ns, when acknowledgements of TCP that were put off are due; 0: none is
+    bint can_rest  # the loop can wait for less than a millisecond
+    uint64_t rest_at  # ns, when a bypassed transfer that lets data gather goes on; 0: none does
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
