@@ -151,7 +151,8 @@ cdef extern from * nogil:
     #define SYS_epoll_pwait2 441
     #endif
     // The C library has it from 2.35 on only
-    static inline int bucatini_epoll_pwait2(int epfd, struct epoll_event *events, int limit, const struct timespec *most)
+    static inline int bucatini_epoll_pwait2(int epfd, struct epoll_event *events, int limit,
+                                            const struct timespec *most)
     {
         return (int) syscall(SYS_epoll_pwait2, epfd, events, limit, most, NULL, 0);
     }

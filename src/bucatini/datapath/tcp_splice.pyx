@@ -19,9 +19,9 @@ pipe takes what else it can) or its share of the turn is used up. A read that br
 cannot have been cut short by the pipe: it emptied the source, and the next edge says when there is more; after a hangup
 there is none, and it is read to its end.
 
-Rests. Every wake of ours on behalf of a segment costs the sender too, whose CPU sends the interrupt. So nothing is heard of
-what comes while the sink is full; and a direction that moved `BULK` bytes in one go and is empty now lets data gather for
-`REST_NS`, unheard too. What is small is never kept waiting.
+Rests. Every wake of ours on behalf of a segment costs the sender too, whose CPU sends the interrupt. So nothing is
+heard of what comes while the sink is full; and a direction that moved `BULK` bytes in one go and is empty now lets data
+gather for `REST_NS`, unheard too. What is small is never kept waiting.
 
 End. The end of one direction is passed on by shutdown(2) when the pipe is empty (T7). With both passed on, both are
 closed. A reset, or any other error, is passed on as a reset (T6), after the data that came before it.
@@ -42,11 +42,11 @@ from bucatini.datapath.headers cimport PROTO_TCP, addr_is_v4, addr_t
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI,
-    EPOLLRDHUP, F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR, SO_LINGER, SO_OOBINLINE,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_NODELAY, clock_gettime, close,
-    connect, epoll_ctl, epoll_event, fcntl, getsockname, linger, pipe2, recv, setsockopt, shutdown, socket,
-    socklen_t, splice, timespec, write,
+    AF_INET, AF_INET6, CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
+    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR,
+    SO_LINGER, SO_OOBINLINE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
+    TCP_NODELAY, clock_gettime, close, connect, epoll_ctl, epoll_event, fcntl, getsockname, linger, pipe2, recv,
+    setsockopt, shutdown, socket, socklen_t, splice, timespec, write,
 )
 from bucatini.datapath.translate cimport translate_bypass
 from bucatini.datapath.worker cimport (
