@@ -6,8 +6,8 @@ coupled with one connected on the other side: the data moves from the one to a p
 nobody copies in user space.
 
 What it does not do. It never holds data in our memory, and it keeps nothing for a connection in which nothing moves: a
-pipe belongs to a direction only while there is something in it. There are no timers but for rests: both peers are kernels of
-this machine, which do not vanish.
+pipe belongs to a direction only while there is something in it. There are no timers but for rests: both peers are
+kernels of this machine, which do not vanish.
 
 Addresses. From the host: to the address of a forward's target, to the namespace's loopback (`host_lo_to_ns_lo`), else
 to the guest's own address, which the namespace reaches without the tap too. From the namespace: to the loopback address
