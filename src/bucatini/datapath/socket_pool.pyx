@@ -6,7 +6,8 @@ process: a thread can be in another network namespace than its process, but to g
 the guest's user namespace first and stay in it for good, where the guest's root is the same user with all capabilities;
 so would the code that reads the guest's frames, and it could not shut itself into namespaces of its own any more
 (unshare(2) refuses CLONE_NEWUSER to a process with threads). The maker reads nothing from the guest. It cannot be
-traced from the guest's namespace (PR_SET_DUMPABLE); a guest that shares our PID namespace can kill it, and then has no bypass.
+traced from the guest's namespace (PR_SET_DUMPABLE); a guest that shares our PID namespace can kill it, and then has no
+bypass.
 
 Passing descriptors one by one would cost a switch of process per connection. So they are made in advance, `REFILL` at a
 time, and kept in a pool for each protocol and IP version; the next ones are asked for while there still are some. The
