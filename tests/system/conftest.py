@@ -18,10 +18,11 @@ import pytest
 from bucatini.bench.machine import accelerator, image
 from system.installation import Installation, install
 from system.machine import Machine, Passt
+from system.machine_settings import TUN, open_machine
 from system.namespaces import NamedNamespace, wait_until
 from system.programs import need
 from system.topology import Pasta, Topology
-from system.users import ROOT, TUN, User, open_tun, unprivileged
+from system.users import ROOT, User, unprivileged
 
 MARK = "BUCATINI_TEST_MARK"
 CACHE = Path(__file__).parents[2] / "build" / "guest"
@@ -48,11 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def plain_user() -> Iterator[User]:
-    """The unprivileged user; /dev/net/tun is open to everyone while the session lasts."""
-    former = open_tun()
-    yield unprivileged()
-    if former is not None:
-        os.chmod(TUN, former)
+    """The unprivileged user, on a machine that lets it do what the tests need."""
+    with open_machine():
+        yield unprivileged()
 
 
 @pytest.fixture(scope="session")

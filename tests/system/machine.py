@@ -19,6 +19,7 @@ from typing import Any, Self
 from scapy.all import ARP, Ether
 
 from system.installation import Installation
+from system.machine_settings import CUBIC
 from system.namespaces import NamedNamespace, alive, end, wait_until
 from system.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, Topology
 from system.users import User
@@ -213,7 +214,7 @@ class Machine(NamedNamespace):
             net__ipv6__conf__default__accept_dad=0,
             net__ipv6__conf__all__accept_dad=0,
             net__ipv4__ping_group_range="0 2147483647",
-            net__ipv4__tcp_congestion_control="cubic",
+            net__ipv4__tcp_congestion_control=CUBIC,
         )
         self.cable = Cable(self, self.mac)
         return self

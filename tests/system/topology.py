@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from system.installation import Installation
+from system.machine_settings import CUBIC
 from system.namespaces import DEADLINE, NamedNamespace, Namespace, alive, end, stop, wait_until
 from system.users import User
 
@@ -90,7 +91,7 @@ class Topology:
                 net__ipv6__conf__default__accept_dad=0,
                 net__ipv6__conf__all__accept_dad=0,
                 net__ipv6__conf__default__accept_ra=0,
-                net__ipv4__tcp_congestion_control="cubic",
+                net__ipv4__tcp_congestion_control=CUBIC,
             )
         self.host.sysctl(net__ipv4__ping_group_range="0 2147483647")
         self.host.resolv_conf(f"nameserver {SERVER4}\n")
@@ -131,7 +132,7 @@ class Topology:
         """One more namespace, behind the server: the second hop of the host (server2 and far0 are the link)."""
         with NamedNamespace(self.server.name.replace("-server", "-far")) as made:
             made.sysctl(net__ipv6__conf__default__accept_dad=0, net__ipv6__conf__all__accept_dad=0)
-            made.sysctl(net__ipv4__tcp_congestion_control="cubic")
+            made.sysctl(net__ipv4__tcp_congestion_control=CUBIC)
             self.server.ip(
                 f"link add server2 type veth peer name far0 netns {made.name}",
                 "link set server2 up",

@@ -1,16 +1,13 @@
 """The two identities that the programs are tested with: root, and a user without any privilege."""
 
-import os
 import pwd
 import shutil
-import stat
 import subprocess
 from typing import NamedTuple
 
 import pytest
 
 UNPRIVILEGED = "bucatini-test"
-TUN = "/dev/net/tun"
 
 
 class User(NamedTuple):
@@ -41,15 +38,6 @@ def unprivileged() -> User:
         subprocess.run(["useradd", "--system", "--create-home", "--shell", shell, UNPRIVILEGED], check=True)
         entry = pwd.getpwnam(UNPRIVILEGED)
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid)
-
-
-def open_tun() -> int | None:
-    """Give every user /dev/net/tun, as distributions do. Returns the former mode if it was another."""
-    mode = stat.S_IMODE(os.stat(TUN).st_mode)
-    if mode & 0o666 == 0o666:
-        return None
-    os.chmod(TUN, mode | 0o666)
-    return mode
 
 
 # For tests that say nothing about the other identity.
