@@ -4,6 +4,10 @@ BUCATINI_BUILD: release (default), debug, coverage or asan.
 """
 
 import os
+import re
+import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,6 +22,24 @@ CFLAGS = {
     "asan": ["-O1", "-g3", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
 }[BUILD] + ["-Wall", "-Wno-unused-function"]
 SOURCES = sorted(Path("src/bucatini").glob("*/*.pyx"))
+GENERATED = Path("build/generated")
+
+
+def write_syscall_names() -> None:
+    """Write the names of all system calls that the C library's headers know, for `datapath/syscall_numbers`."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    macros = subprocess.run(
+        [*compiler, "-E", "-dM", "-x", "c", "-"],
+        input="#include <sys/syscall.h>\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    text = "".join(f"CALL({name})\n" for name in sorted(re.findall(r"^#define SYS_(\w+) ", macros, re.MULTILINE)))
+    header = GENERATED / "syscall_names.h"
+    if not header.exists() or header.read_text() != text:
+        GENERATED.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
 
 
 class ParallelBuildExt(build_ext):
@@ -28,6 +50,7 @@ class ParallelBuildExt(build_ext):
         super().build_extensions()
 
 
+write_syscall_names()
 setup(
     cmdclass={"build_ext": ParallelBuildExt},
     ext_modules=cythonize(
@@ -35,6 +58,7 @@ setup(
             Extension(
                 ".".join(path.with_suffix("").parts[1:]),
                 [str(path)],
+                include_dirs=[str(GENERATED)],
                 extra_compile_args=CFLAGS,
                 extra_link_args=CFLAGS if BUILD == "asan" else [],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if BUILD == "coverage" else [],

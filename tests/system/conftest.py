@@ -1,12 +1,12 @@
 """Fixtures of the system tests: see CONTRIBUTING.md.
 
-Every test gets a host and a server of its own, and is checked for what it left behind: processes (found by a mark in
-their environment), namespaces, reports of a sanitizer.
+Every test gets a host and a server of its own, and is checked for what it left behind: processes (whoever loses its
+parent becomes a child of this one), namespaces, reports of a sanitizer.
 """
 
+import ctypes
 import os
 import random
-import secrets
 import shutil
 import signal
 import tempfile
@@ -24,13 +24,14 @@ from system.programs import need
 from system.topology import Pasta, Topology
 from system.users import ROOT, User, unprivileged
 
-MARK = "BUCATINI_TEST_MARK"
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 CACHE = Path(__file__).parents[2] / "build" / "guest"
 
 
 def pytest_sessionstart() -> None:
     """A session that is told to end cleans up too: pytest itself only knows the interrupt of a terminal."""
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,19 +79,18 @@ def workspace(user: User) -> Iterator[Path]:
 
 
 @pytest.fixture
-def clean(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean(installation: Installation) -> Iterator[None]:
     """Fails the test that leaves a process, a namespace or a sanitizer's report behind, and removes it."""
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv(MARK, mark)
-    namespaces = _namespaces()
+    namespaces, before = _namespaces(), set(_descendants())
     yield
     try:
-        wait_until(lambda: not _processes(mark), "end of all processes of the test", 5)
+        wait_until(lambda: not set(_descendants()) - before, "end of all processes of the test", 5)
     except AssertionError:
-        left = _processes(mark)
+        left = {pid: name for pid, name in _descendants().items() if pid not in before}
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         pytest.fail(f"left running: {', '.join(f'{pid} {name}' for pid, name in left.items())}")
+    _bury()
     left_over = _namespaces() - namespaces
     assert not left_over, f"namespaces left: {left_over}"
     reports = sorted(installation.logs.iterdir()) if installation.logs is not None else []
@@ -100,17 +100,32 @@ def clean(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Iterat
     assert not text, text
 
 
-def _processes(mark: str) -> dict[int, str]:
-    """Processes with the mark in their environment, by id: their names."""
-    found = {}
+def _bury() -> None:
+    """Take the status of every child that has ended: those that lost their parents have nobody else to do it."""
+    try:
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _descendants() -> dict[int, str]:
+    """Processes below this one that have not ended, by id: their names."""
+    found: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit():
             try:
-                if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "comm").read_text().strip()
+                text = (entry / "stat").read_text()
             except OSError:
                 continue
-    return found
+            name, _, rest = text.partition("(")[2].rpartition(")")
+            state, parent = rest.split()[:2]
+            if state != "Z":
+                found[int(entry.name)] = (int(parent), name)
+    below = {os.getpid()}
+    while more := {pid for pid, (parent, _) in found.items() if parent in below} - below:
+        below |= more
+    return {pid: found[pid][1] for pid in below if pid != os.getpid()}
 
 
 def _namespaces() -> set[str]:

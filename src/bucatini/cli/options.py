@@ -301,6 +301,9 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             ),
             Option("chroot-fallback", "", "", "use chroot where pivot_root is impossible", _on, "chroot_fallback"),
             Option(
+                "no-isolation", "", "", "give nothing up before serving", _off, "isolated", hidden=True,
+            ),
+            Option(
                 "conf-path", "c", "PATH", "socket for changes while running", _socket_path, "conf_path",
                 not_yet="changing forwards while running is not there yet",
             ),

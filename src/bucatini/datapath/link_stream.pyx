@@ -16,6 +16,8 @@ Failure. A length that no frame can have is the client's end: where the next fra
 -EPROTO for it, -ENOTCONN at the end of the stream, -errno for an error of the socket; `stream_rest` says more.
 """
 
+# syscalls passt: recvfrom sendto
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 

@@ -7,6 +7,8 @@ Failure. A tap that is down answers EIO to writes: the frame is lost and counted
 that is gone (EBADFD) fails `receive`, which ends the worker.
 """
 
+# syscalls pasta: read write writev
+
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 

@@ -5,6 +5,8 @@ came out of order, sorted by sequence number; when the hole in front is filled i
 as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given.
 """
 
+# syscalls serve: sendmsg
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 

@@ -20,6 +20,8 @@ bound listeners (BIND); netlink sockets (DIAG), or files of /proc/net (TABLE), t
 maker ends with either socket.
 """
 
+# syscalls pasta: poll ppoll sendto recvmsg epoll_ctl close
+
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset

@@ -5,6 +5,8 @@ Descriptors that have run out must not keep a listener ready: the spare one is g
 connection and reset it.
 """
 
+# syscalls serve: accept4 setsockopt getsockopt close dup
+
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 

@@ -31,6 +31,8 @@ Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP err
 not take at once is dropped and counted, as a full queue of a network card would.
 """
 
+# syscalls serve: socket setsockopt getsockopt bind connect recvmmsg recvmsg sendmsg close
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 

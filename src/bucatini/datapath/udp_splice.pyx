@@ -15,6 +15,8 @@ Flows are those of `udp` but for `key.pif`: same ageing, same limits. Of a port 
 socket cannot send an ICMP error. Its errors are passed over (U12).
 """
 
+# syscalls pasta: socket setsockopt bind connect recvfrom
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 

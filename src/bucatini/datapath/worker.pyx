@@ -1,5 +1,7 @@
 """What every protocol of the packet path needs from its worker: flows found, watched, continued and dropped."""
 
+# syscalls serve: epoll_ctl close
+
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy, memset
 

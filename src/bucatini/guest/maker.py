@@ -13,17 +13,25 @@ from collections.abc import Callable
 
 from bucatini.datapath import socket_pool
 from bucatini.errors import HostError
-from bucatini.host import kernel
-from bucatini.host.process import close_inherited
+from bucatini.host import isolation, kernel
+from bucatini.host.process import become, close_inherited, is_real_root
 
 ANSWER_SECONDS = 5  # at start-up, for one request
 PENDING = 64  # requests under way at most, afterwards
 
 
-def start_maker() -> tuple[int, int]:
+# syscalls pasta: sendto recvmsg close ioctl
+# syscalls maker: socket setsockopt bind listen recvfrom recvmsg sendto sendmsg openat
+
+
+def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[int, int]:
     """Leave a process behind in the current namespaces, and return our ends: for the pool, for requests.
 
     Nobody waits for it: a command that is about to be run here must not find a child that it did not start.
+
+    Args:
+        identity: whom to be, uid and gid, where we are still root of the first user namespace.
+        isolated: it keeps no right but that to bind low ports.
     """
     ours, theirs = zip(*(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)), strict=True)
     between = os.fork()
@@ -38,8 +46,13 @@ def start_maker() -> tuple[int, int]:
                 pool, requests = (os.dup2(end.fileno(), 3 + at, inheritable=False) for at, end in enumerate(theirs))
                 close_inherited(pool, requests)
                 os.chdir("/")
+                if identity is not None and is_real_root():
+                    kernel.keep_capabilities_once()
+                    become(*identity)
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
                     signal.signal(number, signal.SIG_DFL)
+                if isolated:
+                    isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
                 socket_pool.make_sockets(pool, requests)
         finally:
             os._exit(0)

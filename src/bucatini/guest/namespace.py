@@ -103,13 +103,13 @@ class Pending:
 def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
     """Begin to make namespaces and to prepare the command (or the user's shell) in them."""
     command = command_of(settings)
-    return _fork(plan, settings, lambda sock: _make_namespaces(settings, identity, sock), command)
+    return _fork(plan, settings, lambda sock: _make_namespaces(settings, identity, sock), command, identity)
 
 
-def join(plan: Plan, settings: Settings) -> Pending:
+def join(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
     """Begin to join the namespaces that `settings` names."""
     user, net = namespace_paths(settings)
-    return _fork(plan, settings, lambda sock: _join_namespaces(user, net), None)
+    return _fork(plan, settings, lambda sock: _join_namespaces(user, net), None, identity)
 
 
 def namespace_paths(settings: Settings) -> tuple[str | None, str]:
@@ -219,7 +219,13 @@ def _write_maps(child: int) -> bool:
     return True
 
 
-def _fork(plan: Plan, settings: Settings, enter: Callable[[socket.socket], None], run: Command | None) -> Pending:
+def _fork(
+    plan: Plan,
+    settings: Settings,
+    enter: Callable[[socket.socket], None],
+    run: Command | None,
+    identity: Identity | None,
+) -> Pending:
     """Fork the child."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it, and waiting would fail
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -230,7 +236,7 @@ def _fork(plan: Plan, settings: Settings, enter: Callable[[socket.socket], None]
         try:
             # What we have open is none of the guest's business: its root may trace this process
             close_inherited(theirs.fileno())
-            status = _child(plan, settings, enter, run, theirs, parent)
+            status = _child(plan, settings, enter, run, theirs, parent, identity)
         except KeyboardInterrupt:
             status = 130
         except BaseException as error:  # noqa: BLE001 - the parent tells it
@@ -248,6 +254,7 @@ def _child(
     run: Command | None,
     sock: socket.socket,
     parent: int,
+    identity: Identity | None,
 ) -> int:
     """In the child: enter, make the tap, report; then run the command. Returns an exit status."""
     try:
@@ -255,7 +262,7 @@ def _child(
         if makes:  # loaded while we may: the user that we are to be might not
             from bucatini.guest.maker import start_maker
         enter(sock)
-        maker = start_maker() if makes else None
+        maker = start_maker(identity, isolated=settings.isolated) if makes else None
         if run is not None:
             _die_with(parent)
             if run.init:  # not earlier: the first process that is made then is its init

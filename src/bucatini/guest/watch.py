@@ -50,9 +50,13 @@ class NamespaceWatch:
         except HostError:
             self.poll_ns = POLL_NS
 
+    def held(self) -> set[int]:
+        """Return the descriptors that the watch needs."""
+        return {self.fd, self._folder} - {-1}
+
     def close(self) -> None:
         """Close what the watch holds."""
-        for fd in {self.fd, self._folder} - {-1}:
+        for fd in self.held():
             os.close(fd)
         self.fd = self._folder = self._process = -1
 

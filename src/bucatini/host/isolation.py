@@ -1,27 +1,134 @@
-"""What a process gives up before it serves."""
+"""What a process gives up before it serves: the stages, in the order in which they must come.
 
+The process that serves reads frames that an attacker wrote. Should one of them take it over, it finds that it can do
+nothing but serve: descriptors of sockets and of the link, and the calls to use them.
+
+1. Descriptors that were inherited are closed (`process.close_inherited`): first of all, before ours are opened.
+2. Root is given up (`process.become`): when everything is bound and open that whoever started us may bind and open,
+   and before namespaces are made, which belong to who makes them.
+3. `own_namespaces`: users, mounts, IPC, host names and, for the background, processes. After the guest's namespaces
+   were joined: to be let in there one must be in the user namespace above theirs, and this step leaves it. It needs
+   no privilege and gives the rights, over our own namespaces alone, that the next step needs.
+4. The background is forked (`process.Background`): who makes a PID namespace is not in it, its first child is.
+5. `empty_root`: nothing is left that could be opened. All imports were done before, and what is followed in the file
+   system is followed by another process (`runtime/lookout`).
+6. `give_up`: capabilities, the environment, core dumps and further processes; nobody may trace us. Those of the steps
+   before are no longer needed, and an exec, were there anything to execute, gives none back.
+7. Landlock (`host/landlock`), a second wall in front of files, and system calls (`host/seccomp`): last, since all the
+   steps before need calls that the filter forbids. From here on an undeclared call is the end of the process.
+
+The helpers of the one that serves, which read nothing of the guest's, give up what they can (`confine`): the maker of
+sockets in the guest's namespaces keeps the right to bind low ports there, the lookout keeps reading files.
+
+Failure. What cannot be given up ends the start: there is no way to serve without, but for `--no-isolation`, which
+`--help` does not show, to measure what it costs and for the sanitizers, which report by opening files.
+"""
+
+import errno
 import os
+import resource
+import sys
 
+from bucatini.datapath.syscall_numbers import numbers
 from bucatini.errors import HostError
-from bucatini.host import kernel
+from bucatini.host import kernel, landlock, seccomp
+
+# The interpreter's and the C library's own, in every process: memory, signals, clocks, the end
+# syscalls common: brk mmap munmap mremap mprotect madvise futex rt_sigreturn rt_sigaction rt_sigprocmask sigaltstack
+# syscalls common: clock_gettime gettimeofday getrandom getpid gettid exit exit_group restart_syscall tgkill
+# syscalls common: read write close poll ppoll fstat newfstatat lseek
+
+FOLDERS = ("/tmp", "/run", "/var/tmp", "/proc", "/dev", "/etc", "/usr")  # noqa: S108 - mounted over, not used
+ADVICE = "user namespaces may be switched off: see 'bucatini doctor'"
+NO_PIVOT = "this root cannot be exchanged, as on an initramfs: --chroot-fallback uses chroot instead"
 
 
-def own_user_namespace() -> None:
-    """Move to a user namespace in which there is nobody but us, with no capability outside of it.
+def own_namespaces(*, processes: bool) -> None:
+    """Move to namespaces in which there is nobody but us, with no capability outside of them.
+
+    Args:
+        processes: the next child, and no other, is in a PID namespace of its own.
 
     Raises:
         HostError: the host allows no user namespaces, or not to us.
     """
     uid, gid = os.geteuid(), os.getegid()
     kernel.be_dumpable()  # a change of user before has taken /proc/self away
+    flags = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER, "make a user namespace")
+        kernel.unshare(flags | (kernel.CLONE_NEWPID if processes else 0), "make namespaces to serve in", ADVICE)
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             try:
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(text)
             except OSError as error:
-                raise HostError(f"write /proc/self/{name}", error.errno or 0) from None
+                raise HostError(f"write /proc/self/{name}", error.errno or 0, ADVICE) from None
     finally:
         kernel.be_undumpable()
-    kernel.drop_capabilities()  # those that the new namespace gave us
+
+
+def empty_root(*, chroot_fallback: bool) -> None:
+    """Exchange the root for a file system without files that cannot be written to.
+
+    Raises:
+        HostError: it cannot be exchanged.
+    """
+    # What is mounted here must not appear outside
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+    folder = next((path for path in FOLDERS if os.path.isdir(path)), None)
+    if folder is None:
+        raise HostError("find a folder to mount an empty root over", errno.ENOENT)
+    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("none", folder, "tmpfs", flags, "size=4k,nr_inodes=1,mode=0555")
+    os.chdir(folder)
+    try:
+        kernel.change_root(numbers()["pivot_root"])
+    except HostError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        if not chroot_fallback:
+            raise HostError("change the root", errno.EINVAL, NO_PIVOT) from None
+        os.chroot(".")  # with all descriptors of folders closed and CAP_SYS_CHROOT gone, there is no way out
+        os.chdir("/")
+
+
+def give_up(*capabilities: int) -> None:
+    """Give up all capabilities but these, the environment, core dumps, further processes and being traced."""
+    kernel.keep_capabilities(*capabilities)
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_NPROC, resource.RLIMIT_MEMLOCK):
+        resource.setrlimit(limit, (0, 0))
+    kernel.be_undumpable()
+    kernel.wipe_environment()
+    kernel.take_no_privileges()
+
+
+def seal(*profiles: str, bind: bool, signal: bool) -> int:
+    """Put up Landlock and the filter of system calls; returns Landlock's ABI, 0: the kernel has none.
+
+    Args:
+        profiles: of the filter (`host/seccomp`).
+        bind: TCP sockets will still be bound.
+        signal: there is a child that is to end with us.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    version = landlock.restrict(bind=bind, signal=signal)
+    seccomp.install("common", *profiles)
+    sys.audit("bucatini.sealed")
+    return version
+
+
+def confine(profile: str, *capabilities: int, read: bool = False) -> None:
+    """Give up what a helper can do without, the root excepted.
+
+    Args:
+        profile: of the filter, besides the common one.
+        read: files may still be opened, to be read.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    give_up(*capabilities)
+    landlock.restrict(bind=True, read=read)
+    seccomp.install("common", profile)

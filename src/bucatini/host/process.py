@@ -44,49 +44,6 @@ NOBODY = 65534  # what the kernel calls overflowuid; distributions agree
 ID_MAX = 0xFFFFFFFE  # the number after it means "no change" in setresuid(2)
 
 
-class Background:
-    """The way to the background: `fork` early or late, `ready` lets the parent go.
-
-    The parent waits for one byte; if it gets none, the child has failed and said why.
-    """
-
-    def __init__(self) -> None:
-        self.fd = -1
-
-    def fork(self) -> None:
-        """Go on in a child that leads a session of its own; the parent waits for readiness."""
-        reader, self.fd = os.pipe()
-        pid = os.fork()
-        if pid:
-            os.close(self.fd)
-            try:
-                status = 0 if os.read(reader, 1) else 1
-            except KeyboardInterrupt:
-                status = 130
-            os._exit(status)
-        os.close(reader)
-        os.setsid()
-
-    def ready(self) -> None:
-        """Leave the terminal and the folder, and let the parent exit 0.
-
-        Raises:
-            HostError: the parent has ended: nobody is waiting for us.
-        """
-        null = _open_null()
-        for fd in range(3):
-            os.dup2(null, fd)
-        if null > 2:
-            os.close(null)
-        os.chdir("/")
-        try:
-            os.write(self.fd, b"+")
-        except OSError as error:
-            raise HostError("tell that we are ready", error.errno or 0) from None
-        os.close(self.fd)
-        self.fd = -1
-
-
 class PidFile:
     """A pid file, opened while paths still mean what the user meant, written when the pid is known."""
 
@@ -97,13 +54,68 @@ class PidFile:
         except OSError as error:
             raise HostError(f"open the pid file {path}", error.errno or 0) from None
 
-    def write(self) -> None:
-        """Write our pid."""
+    def write(self, pid: int) -> None:
+        """Write the pid of the process that serves."""
         try:
-            os.write(self.fd, f"{os.getpid()}\n".encode())
+            os.write(self.fd, f"{pid}\n".encode())
             os.close(self.fd)
         except OSError as error:
             raise HostError(f"write the pid file {self.path}", error.errno or 0) from None
+
+
+class Background:
+    """The way to the background: `fork`, and `ready` lets the parent go, which completes the pid file.
+
+    The parent waits for one byte; if it gets none, the child has failed and said why.
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.null = -1
+
+    def fork(self, pid_file: PidFile | None) -> None:
+        """Go on in a child that leads a session of its own; the parent waits for readiness and ends.
+
+        Raises:
+            HostError: in the parent: the pid file could not be written, and the child was ended.
+        """
+        self.null = _open_null()  # the path may be gone later
+        reader, self.fd = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            os.setsid()
+            os.chdir("/")
+            return
+        os.close(self.fd)
+        status = 1
+        try:
+            if os.read(reader, 1):
+                if pid_file is not None:
+                    pid_file.write(pid)
+                status = 0
+        except KeyboardInterrupt:
+            status = 130
+        except HostError:
+            os.kill(pid, 9)  # SIGKILL; the module of that name is not for a start that goes well
+            raise
+        os._exit(status)
+
+    def ready(self) -> None:
+        """Leave the terminal, and let the parent exit 0.
+
+        Raises:
+            HostError: the parent has ended: nobody is waiting for us.
+        """
+        for fd in range(3):
+            os.dup2(self.null, fd)
+        os.close(self.null)
+        try:
+            os.write(self.fd, b"+")
+        except OSError as error:
+            raise HostError("tell that we are ready", error.errno or 0) from None
+        os.close(self.fd)
+        self.fd = -1
 
 
 def is_real_root() -> bool:

@@ -8,6 +8,8 @@ from bucatini.host import kernel
 PATH = "/etc/resolv.conf"
 LIMIT = 1 << 20  # bytes read at most
 
+Resolvers = tuple[tuple[str, ...], tuple[str, ...]]  # name servers, search list
+
 
 def is_address(text: str) -> bool:
     """Whether `text` is an IPv4 or IPv6 address, the latter perhaps with a scope id."""
@@ -21,7 +23,7 @@ def is_address(text: str) -> bool:
     return False
 
 
-def parse(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(text: str) -> Resolvers:
     """Return name servers and search list; of several `search` or `domain` lines the last one counts."""
     servers: list[str] = []
     search: tuple[str, ...] = ()
@@ -39,13 +41,18 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(servers), search
 
 
-def read(path: str = PATH) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read(path: str = PATH) -> Resolvers:
     """Return what the file says; nothing when there is none."""
     try:
-        with open(path, errors="replace") as file:
-            return parse(file.read(LIMIT))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return (), ()
+    try:
+        return parse(os.read(fd, LIMIT).decode(errors="replace"))
+    except OSError:
+        return (), ()
+    finally:
+        os.close(fd)
 
 
 def watch(path: str = PATH) -> list[int]:
@@ -60,3 +67,14 @@ def watch(path: str = PATH) -> list[int]:
     mask = kernel.IN_CLOSE_WRITE | kernel.IN_MOVED_TO | kernel.IN_CREATE | kernel.IN_DELETE
     paths = dict.fromkeys((os.path.dirname(path), os.path.dirname(os.path.realpath(path)), path))
     return [kernel.inotify_watch(name, mask) for name in paths if os.path.exists(name)]
+
+
+def changed(watched: list[int], known: Resolvers, path: str = PATH) -> Resolvers | None:
+    """Return what the file says if that is something else than `known`; also empties the descriptors of `watch`."""
+    for fd in watched:
+        try:
+            os.read(fd, 65536)
+        except BlockingIOError:
+            pass
+    found = read(path)
+    return found if found[0] and found != known else None  # while it is being written it may be empty

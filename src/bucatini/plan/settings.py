@@ -27,6 +27,7 @@ class Settings(NamedTuple):
     fault: tuple[tuple[str, float], ...] = ()  # what to do to frames, for debugging: (name, chance), "late", "seed"
     conf_path: str | None = None  # control socket, later
     chroot_fallback: bool = False
+    isolated: bool = True
 
     # Addresses given to the guest
     mtu: int | None = None  # bytes; 0: assign none; None: the default, 65520

@@ -25,6 +25,8 @@ from bucatini.plan.ports import ForwardRule, ForwardSpec
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, bind_on_host, in_namespace, serve
 
+# syscalls auto: socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
+
 SECOND_NS = 1_000_000_000
 ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACKS = {4: "127.0.0.1", 6: "::1"}

@@ -7,23 +7,29 @@ of a start, come when readiness has been told (`load_services`): what the guest 
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
-from bucatini.guest.watch import NamespaceWatch
-from bucatini.host import resolv
+from bucatini.host import isolation, resolv
+from bucatini.host.process import Background, PidFile
+from bucatini.host.resolv import Resolvers
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
 from bucatini.plan.ports import ForwardRule
 from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, Versions, packed, serve
 from bucatini.runtime.log import Log
+from bucatini.runtime.lookout import Lookout
 
 if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.runtime.auto import AutoForwards
     from bucatini.services.responder import Responder
+
+# syscalls serve: read close epoll_ctl dup2 dup3
+# syscalls pasta: wait4
 
 SECOND_NS = 1_000_000_000
 SO_PEEK_OFF = 42  # asm-generic/socket.h
@@ -44,13 +50,10 @@ class Instance:
         self.child = child
         self.responder: Responder | None = None  # after `load_services`
         self.log = log
-        self.host: HostView  # after `follow_resolvers`
-        self.resolv_fds: list[int] = []
+        self.host: HostView  # after `follow_lookout`
         self.path = DataPath(listeners=listeners)
         self.status = 0
-        self.watch: NamespaceWatch | None = None
-        self.next_look = 0  # ns, 0: never
-        self.next_stats = 0
+        self.next_stats = 0  # ns, 0: never
         self.auto: AutoForwards | None = None
         self.next_scan = 0
         self.last_counters: dict[str, int] = {}
@@ -148,28 +151,26 @@ class Instance:
         self.next_scan = 1  # at once
         self.path.set_slow_path(self)
 
-    def follow_resolvers(self, host: HostView) -> None:
-        """Use the host's resolvers and search list of the day, also when they change (D3)."""
+    def follow_lookout(self, fd: int, host: HostView) -> None:
+        """Hear from the lookout: the end of the namespace, and the host's resolvers of the day (D3)."""
         self.host = host
-        try:
-            fds = resolv.watch()
-        except HostError as error:
-            self.log.debug(f"changes of {resolv.PATH} go unnoticed: {error}")
-            return
-        self.resolv_fds = fds
-        for fd in fds:
-            self.path.watch(fd, self.look_at_resolvers)
+        lookout = Lookout(fd, self.on_gone, self.on_resolvers)
 
-    def look_at_resolvers(self) -> None:
-        """The file, or another one in its folder, has changed."""
-        for fd in self.resolv_fds:
-            try:
-                os.read(fd, 65536)
-            except BlockingIOError:
-                pass
-        servers, search = resolv.read()
-        if not servers or (servers, search) == (self.host.nameservers, self.host.search):
-            return  # while it is being written it may be empty
+        def readable() -> None:
+            if not lookout.on_readable():
+                self.path.unwatch(fd)
+                self.log.warning("the process that watches files is gone: their changes go unnoticed from now on")
+
+        self.path.watch(fd, readable)
+
+    def on_gone(self) -> None:
+        """End: the namespace is gone."""
+        self.log.info("the network namespace is gone")
+        self.path.stop()
+
+    def on_resolvers(self, found: Resolvers) -> None:
+        """Use what resolv.conf says now."""
+        servers, search = found
         host = self.host._replace(nameservers=servers, search=search)
         try:
             self.plan = make_plan(self.settings, host)
@@ -193,14 +194,11 @@ class Instance:
     def next_timeout(self) -> int | None:
         """Return when `on_timeout` wants to be called, ns, None: never."""
         answer = self.responder.next_timeout() if self.responder is not None else None
-        times = [at for at in (answer, self.next_look, self.next_stats, self.next_scan) if at]
+        times = [at for at in (answer, self.next_stats, self.next_scan) if at]
         return min(times) if times else None
 
     def on_timeout(self, now: int) -> list[bytes]:
         """Do what is due."""
-        if self.next_look and now >= self.next_look and self.watch is not None:
-            self.next_look = now + self.watch.poll_ns
-            self.look()
         if self.next_stats and now >= self.next_stats:
             self.next_stats = now + (self.settings.stats or 1) * SECOND_NS
             self.show_counters()
@@ -213,12 +211,6 @@ class Instance:
         return self.responder.on_timeout(now) if due is not None and now >= due else []
 
     # Events
-
-    def look(self) -> None:
-        """End when the namespace is gone."""
-        if self.watch is not None and self.watch.gone():
-            self.log.info("the network namespace is gone")
-            self.path.stop()
 
     def on_child(self) -> None:
         """The command may have ended."""
@@ -287,6 +279,35 @@ def open_capture(path: str | None) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"open the capture file {path}", error.errno or 0) from None
+
+
+def withdraw(settings: Settings, pid_file: PidFile | None, log: Log, *, foreground: bool) -> Background | None:
+    """Move to namespaces of our own, and to the background unless `foreground`; returns what to tell readiness to."""
+    if settings.isolated:
+        isolation.own_namespaces(processes=not foreground)
+    if foreground:
+        return None
+    log.connect_syslog()
+    background = Background()
+    background.fork(pid_file)
+    return background
+
+
+def isolate(settings: Settings, log: Log, *profiles: str, child: bool = False) -> None:
+    """Give up everything that serving does not need.
+
+    Args:
+        profiles: of the filter, besides that of both programs.
+        child: there is a command, which is to end with us.
+    """
+    time.localtime()  # reads the time zone, of which the log's entries tell
+    if not settings.isolated:
+        return
+    isolation.empty_root(chroot_fallback=settings.chroot_fallback)
+    isolation.give_up()
+    bind = "auto" in profiles or settings.outbound4 is not None or settings.outbound6 is not None
+    abi = isolation.seal("serve", *profiles, bind=bind, signal=child)
+    log.debug(f"isolated; Landlock: {f'ABI {abi}' if abi else 'this kernel has none'}")
 
 
 def describe_families(plan: Plan, log: Log) -> None:

@@ -3,7 +3,7 @@
 A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. An entry
 is one line: what is unprintable in it is escaped, since some of it comes from the guest. With a file, standard error
 still gets warnings and errors until the background. The file and the way to the system log are opened while the file
-system can be seen; nothing is opened later but the latter, if the system log was restarted.
+system can be seen; nothing is opened later.
 
 Failure: a file that cannot be opened is an error of the start. After that, what cannot be written at once is lost: a
 full disk or pipe must neither stop nor end the traffic. The file is never left with half an entry.
@@ -14,6 +14,8 @@ import select
 import socket
 import stat
 import time
+
+# syscalls serve: write poll ppoll fstat newfstatat pread64 ftruncate sendto
 
 ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is sent as debug
 NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug", TRACE: "trace"}
@@ -118,7 +120,6 @@ class Log:
 
     def to_background(self) -> None:
         """From now on there is no standard error: the system log takes over where there is no file."""
-        self.connect_syslog()
         self.stderr = False
 
     def close(self) -> None:
@@ -160,20 +161,11 @@ class Log:
         clock = f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
         stamp = f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {clock}"  # RFC 3164 §4.1.2, whatever the locale
         entry = f"<{FACILITY | min(level, DEBUG)}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace")
-        for _ in range(2):
-            if self.syslog is None:
-                return
-            try:
+        try:
+            if self.syslog is not None:
                 self.syslog.send(entry)
-            except BlockingIOError:
-                return  # it cannot keep up
-            except OSError:
-                # It was restarted
-                self.syslog.close()
-                self.syslog = None
-                self.connect_syslog()
-            else:
-                return
+        except OSError:
+            pass  # it cannot keep up, or was restarted: its path can no longer be seen
 
     def _to_file(self, level: int, text: str) -> None:
         """Append an entry: wall clock, seconds since the start, level, text. Raises OSError."""

@@ -1,14 +1,16 @@
 """One run of passt, from settings to the end: each stage a function, in the order in which they must come.
 
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
-2. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
-   parent waits. A failure up to readiness prints one line.
-3. The socket for QEMU: bound, or taken over. Whoever waits for our parent can connect from readiness on.
-4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
-5. Root is given up (`become`), and a user namespace of its own taken.
+2. The socket for QEMU: bound, or taken over. Whoever waits for our parent can connect from readiness on.
+3. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+4. Root is given up (`become`).
+5. The lookout is left outside (`runtime/lookout`). `own_namespaces`; the background, where asked for, is forked.
 6. `Instance`, `Machine`: the compiled loop gets the plan, the listeners, and Python its upcalls.
-7. Readiness: pid file complete, the parent exits 0. Then the services are loaded.
-8. The loop, until SIGTERM or SIGQUIT, or with --one-off the client's end.
+7. `isolate`: the root is exchanged, everything is given up that serving does not need (`host/isolation`).
+8. Readiness: pid file complete, the parent exits 0.
+9. The loop, until SIGTERM or SIGQUIT, or with --one-off the client's end.
+
+A failure up to readiness prints one line.
 """
 
 import errno
@@ -16,10 +18,9 @@ import os
 import socket
 from collections.abc import Callable
 
-from bucatini.errors import BucatiniError, HostError
+from bucatini.errors import BucatiniError
 from bucatini.guest import machine
 from bucatini.host import process
-from bucatini.host.isolation import own_user_namespace
 from bucatini.host.view import look_at_host
 from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
@@ -30,10 +31,15 @@ from bucatini.runtime.instance import (
     describe_families,
     describe_forwards,
     install_signals,
+    isolate,
     open_capture,
     summary,
+    withdraw,
 )
 from bucatini.runtime.log import Log
+from bucatini.runtime.lookout import start_lookout
+
+# syscalls passt: accept4 eventfd2 close poll ppoll setsockopt getsockopt getsockname ioctl fcntl
 
 
 class Machine:
@@ -129,9 +135,6 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         log.warning(text)
     root = process.is_real_root()
     uid, gid = process.identity_of(settings.runas) if root else (0, 0)
-    background = process.Background()
-    if not settings.foreground:
-        background.fork()
     listener = client = None
     if settings.fd is not None:
         client = machine.inherited(settings.fd)
@@ -147,10 +150,8 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
     if uid:
         process.become(uid, gid)
-    try:
-        own_user_namespace()
-    except HostError as error:
-        log.debug(f"no user namespace of its own: {error}")
+    lookout = start_lookout(None, (host.nameservers, host.search), isolated=settings.isolated)
+    background = withdraw(settings, pid_file, log, foreground=settings.foreground)
     describe(plan, bound, log)
     instance = Instance(settings, plan, log, max(1, len(bound)))
     if settings.stats:
@@ -159,13 +160,15 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     served = Machine(instance, listener, settings.one_off)
     instance.wrap_link(capture, summary(settings))
     install_signals(instance)
-    if pid_file is not None:
-        pid_file.write()
-    if background.fd >= 0:
+    instance.follow_lookout(lookout, host)
+    instance.load_services()
+    isolate(settings, log, "passt")
+    if background is None:
+        if pid_file is not None:
+            pid_file.write(os.getpid())
+    else:
         log.to_background()
         background.ready()
-    instance.load_services()
-    instance.follow_resolvers(host)
     if client is not None:
         served.take(client)
     try:

@@ -1,15 +1,17 @@
 """One run of pasta, from settings to the end: each stage a function, in the order in which they must come.
 
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
-2. The background, where asked for: forked early, so that everything later belongs to the process that serves; the
-   parent waits. A failure up to readiness prints one line and leaves nothing behind.
-3. `spawn` or `join`: a child makes the guest's namespaces and its tap, and configures them, while we load the packet
+2. `spawn` or `join`: a child makes the guest's namespaces and its tap, and configures them, while we load the packet
    path and the services. A spawned command waits.
-4. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
-5. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
-6. `Instance`: the compiled loop gets the plan, the tap, the listeners, and Python its four upcalls.
-7. Readiness: pid file complete, the command told to go, the parent exits 0. Then the services are loaded.
-8. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
+3. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+4. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
+5. The lookout is left outside (`runtime/lookout`). `own_namespaces`; the background, where asked for, is forked.
+6. `Instance`: the compiled loop gets the plan, the tap, the listeners, and Python its upcalls.
+7. `isolate`: the root is exchanged, everything is given up that serving does not need (`host/isolation`).
+8. Readiness: pid file complete, the command told to go, the parent exits 0.
+9. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
+
+A failure up to readiness prints one line and leaves nothing behind.
 """
 
 import os
@@ -33,6 +35,7 @@ from bucatini.runtime.forwards import (
     namespace_rules,
 )
 from bucatini.runtime.log import Log
+from bucatini.runtime.lookout import start_lookout
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import DataPath
@@ -59,10 +62,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     identity = Identity(*process.identity_of(settings.runas)) if root else None
     if identity is not None and identity.uid == 0:
         identity = None
-    background = process.Background()
-    if not settings.foreground and not spawning:
-        background.fork()
-    pending = spawn(plan, settings, identity) if spawning else join(plan, settings)
+    pending = spawn(plan, settings, identity) if spawning else join(plan, settings, identity)
     from bucatini.runtime import instance as running
 
     guest = pending.result()
@@ -87,11 +87,12 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
     if identity is not None:
         process.become(identity.uid, identity.gid)
+    lookout = -1
+    if watch is not None or not settings.splice_only:
+        lookout = start_lookout(watch, (host.nameservers, host.search), isolated=settings.isolated)
+    background = running.withdraw(settings, pid_file, log, foreground=settings.foreground or spawning)
     describe(plan, guest, bound, log)
     instance = running.Instance(settings, plan, log, len(bound) + AUTO_LISTENERS, guest.child)
-    instance.watch = watch
-    if watch is not None and watch.poll_ns:
-        instance.next_look = now() + watch.poll_ns
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)
@@ -101,18 +102,19 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         instance.follow_maker(maker)
         instance.forward_automatically(maker, inward, outward, bound, versions, ephemeral)
     running.install_signals(instance)
-    if watch is not None and watch.fd >= 0:
-        instance.path.watch(watch.fd, instance.look)
-    if pid_file is not None:
-        pid_file.write()
-    if guest.go >= 0:
-        os.write(guest.go, b"+")
-    if background.fd >= 0:
-        log.to_background()
-        background.ready()
+    if lookout >= 0:
+        instance.follow_lookout(lookout, host)
     if not settings.splice_only:
         instance.load_services()
-    instance.follow_resolvers(host)
+    profiles = ("pasta",) if instance.auto is None else ("pasta", "auto")
+    running.isolate(settings, log, *profiles, child=bool(guest.child))
+    if background is None and pid_file is not None:
+        pid_file.write(os.getpid())
+    if guest.go >= 0:
+        os.write(guest.go, b"+")
+    if background is not None:
+        log.to_background()
+        background.ready()
     if guest.child:
         instance.on_child()
     try:

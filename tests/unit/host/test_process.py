@@ -27,25 +27,42 @@ def test_the_parent_leaves_with_0_when_the_child_is_ready_and_not_before(tmp_pat
     code = f"""
 file = process.PidFile({str(file)!r})
 background = process.Background()
-background.fork()
-file.write()
+background.fork(file)
+ready = open({str(tmp_path / "ready")!r}, "w")
+print(os.getpid(), file=ready, flush=True)
 background.ready()
 os._exit(9)
 """
     result = in_child(code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert int(file.read_text()) > 0
+    assert file.read_text() == (tmp_path / "ready").read_text()
+
+
+def test_a_pid_file_that_cannot_be_written_ends_both() -> None:
+    code = """
+background = process.Background()
+reader, writer = os.pipe()
+try:
+    background.fork(process.PidFile("/dev/full"))
+except process.HostError:
+    os.close(writer)
+    os._exit(7 if os.read(reader, 1) == b"" else 8)  # the child, which holds the other end, is gone
+background.ready()
+import signal
+signal.pause()
+"""
+    assert in_child(code).returncode == 7
 
 
 def test_the_parent_fails_when_the_child_does() -> None:
-    assert in_child("process.Background().fork(); os._exit(0)").returncode == 1
+    assert in_child("process.Background().fork(None); os._exit(0)").returncode == 1
 
 
 def test_a_child_whose_parent_has_gone_does_not_stay() -> None:
     code = """
 reader, writer = os.pipe()
 background = process.Background()
-background.fd = writer
+background.fd, background.null = writer, os.open("/dev/null", os.O_RDWR)
 os.close(reader)
 try:
     background.ready()
@@ -87,8 +104,8 @@ def test_a_pid_file_is_overwritten_and_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.write_text("something longer than a number\n" * 9)
     path.chmod(0o600)
-    process.PidFile(str(path)).write()
-    assert path.read_text() == f"{os.getpid()}\n"
+    process.PidFile(str(path)).write(4711)
+    assert path.read_text() == "4711\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -99,7 +116,7 @@ def test_a_pid_file_that_cannot_be_is_an_error_with_its_name(tmp_path: Path) -> 
 
 def test_a_full_disk_is_an_error() -> None:
     with pytest.raises(HostError, match="/dev/full"):
-        process.PidFile("/dev/full").write()
+        process.PidFile("/dev/full").write(1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,3 @@
+ARCHITECTURE: int
+
+def numbers() -> dict[str, int]: ...

@@ -1,0 +1,33 @@
+"""The system calls that each profile of the filter lets through. Made by tools/syscalls, not by hand."""
+
+# fmt: off
+DECLARED: dict[str, tuple[str, ...]] = {
+    "auto": (
+        "bind", "close", "fstat", "listen", "newfstatat", "pread64", "recvfrom", "recvmsg", "sendto", "setsockopt",
+        "socket",
+    ),
+    "common": (
+        "brk", "clock_gettime", "close", "exit", "exit_group", "fstat", "futex", "getpid", "getrandom", "gettid",
+        "gettimeofday", "lseek", "madvise", "mmap", "mprotect", "mremap", "munmap", "newfstatat", "poll", "ppoll",
+        "read", "restart_syscall", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "tgkill", "write",
+    ),
+    "lookout": (
+        "lstat", "openat", "stat", "statx",
+    ),
+    "maker": (
+        "bind", "listen", "openat", "recvfrom", "recvmsg", "sendmsg", "sendto", "setsockopt", "socket",
+    ),
+    "passt": (
+        "accept4", "close", "eventfd2", "fcntl", "getsockname", "getsockopt", "ioctl", "poll", "ppoll", "recvfrom",
+        "sendto", "setsockopt",
+    ),
+    "pasta": (
+        "bind", "close", "connect", "epoll_ctl", "fcntl", "getsockname", "ioctl", "pipe2", "poll", "ppoll", "read",
+        "recvfrom", "recvmsg", "sendto", "setsockopt", "shutdown", "socket", "splice", "wait4", "write", "writev",
+    ),
+    "serve": (
+        "accept4", "bind", "close", "connect", "dup", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2",
+        "epoll_wait", "fstat", "ftruncate", "getsockopt", "newfstatat", "poll", "ppoll", "pread64", "read", "recvfrom",
+        "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "write",
+    ),
+}
