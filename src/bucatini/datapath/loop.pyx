@@ -7,7 +7,7 @@ four things only: a frame of the slow path, a descriptor that Python watches, th
 An exception in Python costs the frame it was about (`slow_errors`), never the loop.
 """
 
-# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close
+# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close dup
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

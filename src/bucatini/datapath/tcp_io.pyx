@@ -21,7 +21,7 @@ Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at onc
 and `flow_refused` counts. A reset on either side is a reset on the other.
 """
 
-# syscalls serve: socket setsockopt getsockopt bind connect shutdown recvfrom sendmsg recvmsg close
+# syscalls serve: socket setsockopt getsockopt bind connect shutdown recvfrom sendmsg recvmsg close ioctl
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset

@@ -30,7 +30,7 @@ Urgent data. splice(2) stops at the urgent byte. A source that has one is read w
 stays in its place in the stream, as everywhere (T31).
 """
 
-# syscalls pasta: splice pipe2 fcntl getsockname socket connect setsockopt shutdown recvfrom read write close
+# syscalls pasta: splice pipe2 fcntl getsockname socket connect setsockopt shutdown recvfrom read write close epoll_ctl
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free

@@ -27,7 +27,7 @@ DECLARED: dict[str, tuple[str, ...]] = {
     ),
     "serve": (
         "accept4", "bind", "close", "connect", "dup", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2",
-        "epoll_wait", "fstat", "ftruncate", "getsockopt", "newfstatat", "poll", "ppoll", "pread64", "read", "recvfrom",
-        "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "write",
+        "epoll_wait", "fstat", "ftruncate", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll", "pread64", "read",
+        "recvfrom", "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "write",
     ),
 }

@@ -22,6 +22,7 @@ from bucatini.host.declared_calls import DECLARED
 PROT_EXEC = 4  # asm-generic/mman-common.h
 FIONBIO = 0x5421  # asm-generic/ioctls.h
 FIOCLEX = 0x5451
+SIOCINQ = 0x541B
 F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
 F_SETPIPE_SZ = 1031
 F_GETFL = 3
@@ -56,7 +57,7 @@ LIMITED = {
     "socket": (_INTERNET, Limit(1, _TYPE, (socket.SOCK_STREAM, socket.SOCK_DGRAM))),
     "mmap": (_NOT_EXECUTABLE,),
     "mprotect": (_NOT_EXECUTABLE,),
-    "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX)),),
+    "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX, SIOCINQ)),),
     "fcntl": (Limit(1, _ALL, (F_GETFL, F_SETFL, F_SETPIPE_SZ, F_DUPFD_CLOEXEC)),),
 }
 # The maker of sockets opens those by which the namespace's sockets are listed, too
