@@ -19,7 +19,7 @@ from bucatini.bench.machine import accelerator, image
 from system.installation import Installation, install
 from system.machine import Machine, Passt
 from system.machine_settings import TUN, open_machine
-from system.namespaces import NamedNamespace, wait_until
+from system.namespaces import NamedNamespace, alive, descendants, wait_until
 from system.programs import need
 from system.topology import Pasta, Topology
 from system.users import ROOT, User, unprivileged
@@ -81,15 +81,16 @@ def workspace(user: User) -> Iterator[Path]:
 @pytest.fixture
 def clean(installation: Installation) -> Iterator[None]:
     """Fails the test that leaves a process, a namespace or a sanitizer's report behind, and removes it."""
-    namespaces, before = _namespaces(), set(_descendants())
+    namespaces, before = _namespaces(), _running()
     yield
     try:
-        wait_until(lambda: not set(_descendants()) - before, "end of all processes of the test", 5)
+        wait_until(lambda: _running() <= before, "end of all processes of the test", 5)
     except AssertionError:
-        left = {pid: name for pid, name in _descendants().items() if pid not in before}
+        left = _running() - before
+        names = ", ".join(f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}" for pid in left)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-        pytest.fail(f"left running: {', '.join(f'{pid} {name}' for pid, name in left.items())}")
+        pytest.fail(f"left running: {names}")
     _bury()
     left_over = _namespaces() - namespaces
     assert not left_over, f"namespaces left: {left_over}"
@@ -100,6 +101,11 @@ def clean(installation: Installation) -> Iterator[None]:
     assert not text, text
 
 
+def _running() -> set[int]:
+    """Processes below this one that have not ended."""
+    return {pid for pid in descendants(os.getpid()) if alive(pid)}
+
+
 def _bury() -> None:
     """Take the status of every child that has ended: those that lost their parents have nobody else to do it."""
     try:
@@ -107,25 +113,6 @@ def _bury() -> None:
             pass
     except ChildProcessError:
         pass
-
-
-def _descendants() -> dict[int, str]:
-    """Processes below this one that have not ended, by id: their names."""
-    found: dict[int, tuple[int, str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except OSError:
-                continue
-            name, _, rest = text.partition("(")[2].rpartition(")")
-            state, parent = rest.split()[:2]
-            if state != "Z":
-                found[int(entry.name)] = (int(parent), name)
-    below = {os.getpid()}
-    while more := {pid for pid, (parent, _) in found.items() if parent in below} - below:
-        below |= more
-    return {pid: found[pid][1] for pid in below if pid != os.getpid()}
 
 
 def _namespaces() -> set[str]:

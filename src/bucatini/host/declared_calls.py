@@ -7,12 +7,12 @@ DECLARED: dict[str, tuple[str, ...]] = {
         "socket",
     ),
     "common": (
-        "brk", "clock_gettime", "close", "exit", "exit_group", "fstat", "futex", "getpid", "getrandom", "gettid",
-        "gettimeofday", "lseek", "madvise", "mmap", "mprotect", "mremap", "munmap", "newfstatat", "poll", "ppoll",
-        "read", "restart_syscall", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "tgkill", "write",
+        "brk", "clock_gettime", "close", "exit_group", "fstat", "futex", "getpid", "getrandom", "madvise", "mmap",
+        "mprotect", "mremap", "munmap", "newfstatat", "poll", "ppoll", "read", "restart_syscall", "rt_sigreturn",
+        "write",
     ),
     "lookout": (
-        "lstat", "openat", "stat", "statx",
+        "openat", "stat",
     ),
     "maker": (
         "bind", "listen", "openat", "recvfrom", "recvmsg", "sendmsg", "sendto", "setsockopt", "socket",

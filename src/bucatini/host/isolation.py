@@ -34,9 +34,8 @@ from bucatini.errors import HostError
 from bucatini.host import kernel, landlock, seccomp
 
 # The interpreter's and the C library's own, in every process: memory, signals, clocks, the end
-# syscalls common: brk mmap munmap mremap mprotect madvise futex rt_sigreturn rt_sigaction rt_sigprocmask sigaltstack
-# syscalls common: clock_gettime gettimeofday getrandom getpid gettid exit exit_group restart_syscall tgkill
-# syscalls common: read write close poll ppoll fstat newfstatat lseek
+# syscalls common: brk mmap munmap mremap mprotect madvise futex clock_gettime getrandom getpid
+# syscalls common: rt_sigreturn restart_syscall exit_group read write close poll ppoll fstat newfstatat
 
 FOLDERS = ("/tmp", "/run", "/var/tmp", "/proc", "/dev", "/etc", "/usr")  # noqa: S108 - mounted over, not used
 ADVICE = "user namespaces may be switched off: see 'bucatini doctor'"

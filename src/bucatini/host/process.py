@@ -58,9 +58,13 @@ class PidFile:
         """Write the pid of the process that serves."""
         try:
             os.write(self.fd, f"{pid}\n".encode())
-            os.close(self.fd)
+            self.close()
         except OSError as error:
             raise HostError(f"write the pid file {self.path}", error.errno or 0) from None
+
+    def close(self) -> None:
+        """Leave it to somebody else."""
+        os.close(self.fd)
 
 
 class Background:
@@ -84,6 +88,8 @@ class Background:
         pid = os.fork()
         if pid == 0:
             os.close(reader)
+            if pid_file is not None:
+                pid_file.close()
             os.setsid()
             os.chdir("/")
             return

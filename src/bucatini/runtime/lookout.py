@@ -21,7 +21,7 @@ from bucatini.host import isolation, resolv
 from bucatini.host.process import close_inherited
 from bucatini.host.resolv import Resolvers
 
-# syscalls lookout: openat stat lstat statx
+# syscalls lookout: openat stat
 
 GONE = b"G"
 RESOLVERS = b"R"

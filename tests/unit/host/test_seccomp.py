@@ -60,7 +60,7 @@ def test_compiled_code_declares_the_calls_that_it_makes(path: Path) -> None:
     code = re.sub(r'""".*?"""|#[^\n]*|"[^"\n]*"', "", text, flags=re.DOTALL)
     if path.name == "socket_pool.pyx":  # the second half is the maker's, and declared where it is started
         code = code[: code.index("cdef int new_socket(")]
-    called = {name for name in re.findall(r"(?<![\w.])([a-z_0-9]+)\(", code)}
+    called = set(re.findall(r"(?<![\w.])([a-z_0-9]+)\(", code))
     needed = {CALLS_OF.get(name, name) for name in called} & (numbers().keys() - BEFORE)
     assert needed <= declared | set(DECLARED["common"])
 
