@@ -19,6 +19,8 @@ from system.servers import source
 from system.topology import GATEWAY4, SERVER, SERVER4, Guest, Pasta
 from system.users import only_root, only_unprivileged
 
+pytestmark = pytest.mark.release
+
 NO_FORWARDS = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
 NAMESPACES = ("user", "mnt", "ipc", "uts")
 FORWARD = "169.254.1.1"
@@ -79,6 +81,16 @@ def assert_connected(pasta: Pasta, guest: Namespace) -> None:
         assert sock.recv(1) == b"x"
 
 
+def answers(host: Namespace, port: int) -> bool:
+    """Whether a server that echoes is behind this port of loopback."""
+    try:
+        with host.connect("127.0.0.1", port) as sock:
+            sock.sendall(b"x")
+            return sock.recv(1) == b"x"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("options", [NO_FORWARDS, ("-t", "8080", "-u", "none", "-T", "none", "-U", "none"), ()])
 def test_pasta_in_the_background_is_walled_in(pasta: Pasta, options: tuple[str, ...]) -> None:
     guest = pasta.join("--config-net", *options)
@@ -130,6 +142,26 @@ def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
     assert namespace(lookout, "net") == namespace(guest.pid, "net")
     assert namespace(maker, "net") == namespace(guest.holder, "net")
     assert namespace(maker, "user") == namespace(guest.holder, "user")
+
+
+def test_low_ports_forward_themselves_where_that_was_granted(pasta: Pasta) -> None:
+    """Root has the right to, and anybody to whom it was given; the process that serves has it no more."""
+    if pasta.user.uid:
+        pasta.user = pasta.user._replace(granted="net_bind_service")
+    guest = pasta.join("--config-net", "-t", "auto", "-T", "none", "-U", "none")
+    assert_walled_in(guest.pid, background=True)
+    inside = guest.serve_tcp("0.0.0.0", echo, 79)
+    wait_until(lambda: answers(pasta.topology.host, inside.port), "the forward", 3)
+    assert [lines["CapEff"] for lines in helpers("pasta", guest.pid).values()].count(f"{1 << 10:016x}") == 2
+
+
+@only_unprivileged
+def test_low_ports_are_left_alone_where_nothing_was_granted(pasta: Pasta) -> None:
+    guest = pasta.join("--config-net", "-t", "auto", "-T", "none", "-U", "none")
+    guest.serve_tcp("0.0.0.0", echo, 79)
+    guest.serve_tcp("0.0.0.0", echo, 8123)
+    wait_until(lambda: answers(pasta.topology.host, 8123), "the other forward", 3)
+    assert not answers(pasta.topology.host, 79)
 
 
 def test_helpers_end_with_the_one_that_serves(pasta: Pasta) -> None:
@@ -240,16 +272,7 @@ def work(pasta: Pasta, guest: Guest) -> None:
         assert sock.recv(10) == b"query"
     guest.run("arping", "-c1", "-I", "host0", GATEWAY4, check=False)
     inside = guest.serve_tcp("0.0.0.0", echo, 8123)
-
-    def answered() -> bool:
-        try:
-            with pasta.topology.host.connect("127.0.0.1", inside.port) as sock:
-                sock.sendall(b"x")
-                return sock.recv(1) == b"x"
-        except OSError:
-            return False
-
-    wait_until(answered, "the port that forwards itself")
+    wait_until(lambda: answers(pasta.topology.host, inside.port), "the port that forwards itself")
 
 
 # System calls
@@ -315,7 +338,6 @@ def in_background(argv: list[str], pid_file: Path) -> int:
 
 
 @only_root
-@pytest.mark.release
 def test_what_is_called_is_declared_and_what_is_declared_is_called(
     pasta: Pasta, passt: Passt, machine: Machine, tmp_path: Path
 ) -> None:

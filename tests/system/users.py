@@ -16,14 +16,18 @@ class User(NamedTuple):
     name: str
     uid: int
     gid: int
+    granted: str = ""  # a capability, as a service manager may grant it
 
     @property
     def prefix(self) -> tuple[str, ...]:
         """The command that becomes this user and then runs what follows it."""
         if self.uid == 0:
             return ()
-        become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--inh-caps=-all")
-        return (*become, "env", "HOME=/tmp", f"USER={self.name}", f"LOGNAME={self.name}")
+        become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups")
+        grant = (
+            [f"--{kind}-caps=+{self.granted}" for kind in ("inh", "ambient")] if self.granted else ["--inh-caps=-all"]
+        )
+        return (*become, *grant, "env", "HOME=/tmp", f"USER={self.name}", f"LOGNAME={self.name}")
 
 
 ROOT = User("root", 0, 0)

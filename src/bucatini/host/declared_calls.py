@@ -3,8 +3,8 @@
 # fmt: off
 DECLARED: dict[str, tuple[str, ...]] = {
     "auto": (
-        "bind", "close", "fstat", "listen", "newfstatat", "pread64", "recvfrom", "recvmsg", "sendto", "setsockopt",
-        "socket",
+        "bind", "close", "fstat", "ioctl", "listen", "newfstatat", "pread64", "recvfrom", "recvmsg", "sendto",
+        "setsockopt", "socket",
     ),
     "common": (
         "brk", "clock_gettime", "close", "exit_group", "fstat", "futex", "getpid", "getrandom", "madvise", "mmap",

@@ -113,6 +113,11 @@ def capabilities() -> int:
     return int(data[1]) | int(data[4]) << 32
 
 
+def may_bind_low_ports() -> bool:
+    """Whether we have CAP_NET_BIND_SERVICE."""
+    return bool(capabilities() >> CAP_NET_BIND_SERVICE & 1)
+
+
 def change_root(number: int) -> None:
     """Make the current folder, a mount point, the root, and let go of the former root (pivot_root(2)).
 

@@ -23,6 +23,7 @@ PROT_EXEC = 4  # asm-generic/mman-common.h
 FIONBIO = 0x5421  # asm-generic/ioctls.h
 FIOCLEX = 0x5451
 SIOCINQ = 0x541B
+SIOCGIFINDEX = 0x8933  # linux/sockios.h
 F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
 F_SETPIPE_SZ = 1031
 F_GETFL = 3
@@ -57,7 +58,7 @@ LIMITED = {
     "socket": (_INTERNET, Limit(1, _TYPE, (socket.SOCK_STREAM, socket.SOCK_DGRAM))),
     "mmap": (_NOT_EXECUTABLE,),
     "mprotect": (_NOT_EXECUTABLE,),
-    "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX, SIOCINQ)),),
+    "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX, SIOCINQ, SIOCGIFINDEX)),),
     "fcntl": (Limit(1, _ALL, (F_GETFL, F_SETFL, F_SETPIPE_SZ, F_DUPFD_CLOEXEC)),),
 }
 # The maker of sockets opens those by which the namespace's sockets are listed, too

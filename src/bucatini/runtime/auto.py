@@ -23,9 +23,9 @@ from bucatini.guest.maker import Maker
 from bucatini.host.listeners import TABLES, Listener, ProcTables, SocketDiag, is_any, is_loopback, ports
 from bucatini.plan.ports import ForwardRule, ForwardSpec
 from bucatini.plan.settings import Settings
-from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, bind_on_host, in_namespace, serve
+from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
 
-# syscalls auto: socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
+# syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
 
 SECOND_NS = 1_000_000_000
 ANY = {4: "0.0.0.0", 6: "::"}
@@ -114,6 +114,7 @@ class AutoForwards:
         path: DataPath,
         maker: Maker,
         *,
+        binder: Maker | None,
         versions: Versions,
         ephemeral: tuple[int, int],
         inward: list[ForwardRule],
@@ -124,6 +125,7 @@ class AutoForwards:
         self.wanted = wanted
         self.path = path
         self.maker = maker
+        self.binder = binder
         self.versions = versions
         self.ephemeral = ephemeral
         self.settings = settings
@@ -132,7 +134,7 @@ class AutoForwards:
         self.guest = guest_source(maker) if any(not follower.guest for follower in wanted) else None
         self.host = host_source() if any(follower.guest for follower in wanted) else None
         self.active: dict[tuple[bool, ForwardRule], Active] = {}
-        self.asked: set[ForwardRule] = set()
+        self.asked: set[tuple[bool, ForwardRule]] = set()
 
     def scan(self) -> None:
         """Look what has changed, and follow."""
@@ -196,19 +198,31 @@ class AutoForwards:
         self.ours[key[0]].discard(active.inode)
 
     def _add(self, guest: bool, rule: ForwardRule) -> None:
-        if not guest:
-            try:
-                self._serve(rule, bind_on_host(rule, rule.first, self.versions, self.settings.freebind))
-            except OSError:
-                return
-        elif rule not in self.asked and self.maker.has_room():
-            self.asked.add(rule)
-            ask_in_namespace(rule, rule.first, self.versions, self.maker, lambda fd, _: self._made(rule, fd))
+        if guest:
+            if self._ask(self.maker, guest, rule):
+                ask_in_namespace(rule, rule.first, self.versions, self.maker, lambda fd, _: self._made(True, rule, fd))
+            return
+        try:
+            entry = bind_on_host(rule, rule.first, self.versions, self.settings.freebind)
+        except PermissionError:
+            if self.binder is not None and self._ask(self.binder, guest, rule):
+                ask_on_host(rule, rule.first, self.versions, self.binder, lambda fd, _: self._made(False, rule, fd))
+        except OSError:
+            return
+        else:
+            self._serve(rule, entry)
 
-    def _made(self, rule: ForwardRule, fd: int) -> None:
-        self.asked.discard(rule)
+    def _ask(self, maker: Maker, guest: bool, rule: ForwardRule) -> bool:
+        """Whether to ask a maker for this port now."""
+        if (guest, rule) in self.asked or not maker.has_room():
+            return False
+        self.asked.add((guest, rule))
+        return True
+
+    def _made(self, guest: bool, rule: ForwardRule, fd: int) -> None:
+        self.asked.discard((guest, rule))
         if fd >= 0:
-            self._serve(rule, in_namespace(rule, rule.first, self.versions, fd))
+            self._serve(rule, made_by(rule, rule.first, self.versions, fd, guest=guest))
 
     def _serve(self, rule: ForwardRule, entry: Bound) -> None:
         try:

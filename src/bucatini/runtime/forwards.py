@@ -9,7 +9,9 @@ In the namespace (-T, -U) the maker binds: to its loopback interface, unless an 
 """
 
 import errno
+import fcntl
 import socket
+import struct
 from collections.abc import Callable, Iterable
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
 SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
 IP_FREEBIND = 15  # linux/in.h
+SIOCGIFINDEX = 0x8933  # linux/sockios.h
 IP_PKTINFO = 8
 RECEIVE_BUFFER = 1 << 22  # bytes of datagrams that wait on a forward; net.core.rmem_max cuts it
 LOOPBACK = "lo"
@@ -147,7 +150,7 @@ def bind_in_namespace(rule: ForwardRule, port: int, versions: Versions, maker: "
     fd, error = made[0]
     if fd < 0:
         raise OSError(error, "")
-    return in_namespace(rule, port, versions, fd)
+    return made_by(rule, port, versions, fd, guest=True)
 
 
 def ask_in_namespace(
@@ -161,9 +164,25 @@ def ask_in_namespace(
     )
 
 
-def in_namespace(rule: ForwardRule, port: int, versions: Versions, fd: int) -> Bound:
-    """Return what was bound in the guest's namespace."""
-    address = (rule.address or "").partition("%")[0]
+def ask_on_host(
+    rule: ForwardRule, port: int, versions: Versions, maker: "Maker", done: Callable[[int, int], None]
+) -> None:
+    """Have one port bound on the host, by a maker that may; `done` as for `ask_in_namespace`."""
+    address, _, zone = (rule.address or "").partition("%")
+    maker.bind(
+        done,
+        rule.protocol,
+        _version(address, versions),
+        port,
+        address=packed(address or None),
+        scope_id=_scope(rule, zone),
+        interface=rule.interface or "",
+    )
+
+
+def made_by(rule: ForwardRule, port: int, versions: Versions, fd: int, *, guest: bool) -> Bound:
+    """Return what a maker has bound, in the guest's namespace or on the host."""
+    address, _, zone = (rule.address or "").partition("%")
     return Bound(
         fd,
         rule.protocol,
@@ -172,19 +191,28 @@ def in_namespace(rule: ForwardRule, port: int, versions: Versions, fd: int) -> B
         rule.to + port - rule.first,
         packed(address or None),
         packed(rule.to_address),
-        0,
-        guest=True,
+        0 if guest else _scope(rule, zone),
+        guest=guest,
     )
+
+
+def _scope(rule: ForwardRule, zone: str) -> int:
+    """Return the index of the interface that a rule or its address names, 0 without one; raises OSError.
+
+    The C library's function opens a UNIX socket for it, which the filter forbids to ports that forward themselves.
+    """
+    name = rule.interface or zone
+    if not name:
+        return 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # netdevice(7): struct ifreq
+        answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode()[:15], 0))
+    return int(struct.unpack_from("16xi", answer)[0])
 
 
 def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: bool) -> Bound:
     """Bind one port; raises OSError."""
-    scope = 0
     address, _, zone = (rule.address or "").partition("%")
-    if rule.interface is not None:
-        scope = socket.if_nametoindex(rule.interface)
-    elif zone:
-        scope = socket.if_nametoindex(zone)
+    scope = _scope(rule, zone)
     version = _version(address, versions)
     kind = socket.SOCK_STREAM if rule.protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM
     try:

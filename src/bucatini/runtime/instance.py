@@ -1,7 +1,6 @@
 """The running instance: what the compiled loop is given, and what it calls back into.
 
-Loaded while the child makes the namespaces (`runtime/pasta.py`), with the packet path. The services, the largest part
-of a start, come when readiness has been told (`load_services`): what the guest asks them meanwhile waits in the tap.
+Loaded while the child makes the namespaces (`runtime/pasta.py`), with the packet path and the services.
 """
 
 import os
@@ -22,11 +21,11 @@ from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, Versions, packed, serve
 from bucatini.runtime.log import Log
 from bucatini.runtime.lookout import Lookout
+from bucatini.services.responder import Responder, ServiceConfig
 
 if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.runtime.auto import AutoForwards
-    from bucatini.services.responder import Responder
 
 # syscalls serve: read close epoll_ctl dup2 dup3
 # syscalls pasta: wait4
@@ -93,8 +92,6 @@ class Instance:
 
     def load_services(self) -> None:
         """Bring up the slow path, as the plan is now."""
-        from bucatini.services.responder import Responder, ServiceConfig
-
         self.responder = Responder(ServiceConfig.from_plan(self.settings, self.plan), os.urandom)
         self.path.set_slow_path(self)
 
@@ -109,22 +106,21 @@ class Instance:
         if self.responder is not None:
             self.responder.discovery.end()
 
-    def follow_maker(self, maker: "Maker") -> None:
-        """Take its replies, and notice its end."""
+    def follow_maker(self, maker: "Maker", without: str) -> None:
+        """Take its replies, and notice its end; `without`: what there is no more then."""
 
         def readable() -> None:
             maker.on_readable()
             if maker.gone:
                 self.path.unwatch(maker.fileno())
-                self.log.warning(
-                    "the process that makes sockets in the namespace is gone: no bypass for new connections"
-                )
+                self.log.warning(f"the process that makes sockets is gone: {without}")
 
         self.path.watch(maker.fileno(), readable)
 
     def forward_automatically(
         self,
         maker: "Maker",
+        binder: "Maker | None",
         inward: list[ForwardRule],
         outward: list[ForwardRule],
         bound: list[Bound],
@@ -141,6 +137,7 @@ class Instance:
             wanted,
             self.path,
             maker,
+            binder=binder,
             versions=versions,
             ephemeral=ephemeral,
             inward=inward,

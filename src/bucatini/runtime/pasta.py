@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from bucatini.errors import BucatiniError
 from bucatini.guest.namespace import Guest, Identity, join, namespace_paths, spawn
 from bucatini.guest.watch import NamespaceWatch
-from bucatini.host import process
+from bucatini.host import kernel, process
 from bucatini.host.view import look_at_host
 from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
@@ -39,6 +39,7 @@ from bucatini.runtime.lookout import start_lookout
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import DataPath
+    from bucatini.guest.maker import Maker
 
 SECOND_NS = 1_000_000_000
 AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
@@ -85,6 +86,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     # With nothing left that usually fails, so that no empty files stay behind
     capture = running.open_capture(settings.pcap)
     pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
+    binder = start_binder(settings, identity)
     if identity is not None:
         process.become(identity.uid, identity.gid)
     lookout = -1
@@ -99,8 +101,10 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     open_link(instance.path, guest)
     instance.wrap_link(capture, running.summary(settings))
     if maker is not None:
-        instance.follow_maker(maker)
-        instance.forward_automatically(maker, inward, outward, bound, versions, ephemeral)
+        instance.follow_maker(maker, "no bypass for new connections")
+        if binder is not None:
+            instance.follow_maker(binder, "low ports are not forwarded by themselves any more")
+        instance.forward_automatically(maker, binder, inward, outward, bound, versions, ephemeral)
     running.install_signals(instance)
     if lookout >= 0:
         instance.follow_lookout(lookout, host)
@@ -125,6 +129,16 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
         if settings.stats:
             instance.show_counters()
     return instance.status
+
+
+def start_binder(settings: Settings, identity: Identity | None) -> "Maker | None":
+    """Leave a maker outside that keeps a granted CAP_NET_BIND_SERVICE, where low ports may forward themselves later."""
+    if not any(spec.auto for spec in settings.tcp_ports + settings.udp_ports) or not kernel.may_bind_low_ports():
+        return None
+    from bucatini.guest.maker import Maker, start_maker
+
+    _, requests = start_maker(identity, isolated=settings.isolated)
+    return Maker(requests)
 
 
 def open_link(path: "DataPath", guest: Guest) -> None:

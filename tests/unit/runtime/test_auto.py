@@ -107,6 +107,7 @@ class World:
             [Follower(protocol, guest, spec) for protocol, guest in wanted],
             self.path,  # type: ignore[arg-type]
             self.maker,  # type: ignore[arg-type]
+            binder=None,
             versions=versions,
             ephemeral=EPHEMERAL,
             inward=inward or [],
