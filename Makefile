@@ -30,6 +30,8 @@ build: ## virtual environment, editable install, compiled modules; only what is 
 	@mkdir -p build
 	@# One build at a time: two would write the same objects.
 	@flock build/.lock $(MAKE) $(BUILT)
+	@# Whoever runs the programs may not be allowed to keep the bytecode, and would pay for it at each start
+	@$(PY) -m compileall -q src/bucatini
 
 $(STAMP): pyproject.toml tools/python tools/packages
 	tools/packages --build
