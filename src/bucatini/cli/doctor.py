@@ -15,7 +15,7 @@ import sys
 from errno import EACCES, ENODEV, ENOENT, ENOSPC, ENXIO, EPERM
 from typing import NamedTuple
 
-from bucatini.host import facilities
+from bucatini.host import facilities, landlock
 from bucatini.host.facilities import NamespaceTrial
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -53,6 +53,8 @@ class Facts(NamedTuple):
     peek_off: bool
     send_window: bool
     udp_segment: bool
+    isolation: str  # what was refused, "": nothing
+    landlock: int  # its ABI, 0: none
     files: tuple[int, int]  # soft and hard limit of descriptors; -1: none
 
 
@@ -108,6 +110,8 @@ def gather() -> Facts:
         peek_off=facilities.tcp_peek_off(),
         send_window=facilities.tcp_send_window(),
         udp_segment=facilities.udp_segment(),
+        isolation=facilities.try_isolation(),
+        landlock=landlock.abi(),
         files=resource.getrlimit(resource.RLIMIT_NOFILE),
     )
 
@@ -137,6 +141,7 @@ def examine(facts: Facts) -> tuple[Check, ...]:
     return (
         _compiled(facts),
         _namespaces(facts),
+        _isolation(facts),
         _tun(facts),
         _ping(facts),
         _ports(facts),
@@ -173,6 +178,12 @@ def examine(facts: Facts) -> tuple[Check, ...]:
             "tells how much the far end can take, so that the guest is told no more. Without it the size of the "
             "socket's buffer is used instead.",
             "Linux 5.4",
+        ),
+        _feature(
+            "Landlock",
+            facts.landlock > 0,
+            "is a second wall before files, for the process that serves. Without it the empty root is the only one.",
+            "Linux 5.13 with Landlock among the kernel's lsm=",
         ),
     )
 
@@ -217,6 +228,16 @@ def _namespaces(facts: Facts) -> Check:
         fix = "podman run --security-opt seccomp=unconfined ...   (if this is a container)"
         return Check(name, PROBLEM, found, means, fix)
     return Check(name, PROBLEM, found, means, "a kernel with CONFIG_USER_NS and CONFIG_NET_NS")
+
+
+def _isolation(facts: Facts) -> Check:
+    means = (
+        "what reads the guest's frames gives up everything but serving: namespaces, files, privileges, system calls."
+    )
+    if not facts.isolation:
+        return Check("isolation", OK, "works", means)
+    fix = "" if facts.trial.failed else "a kernel with CONFIG_SECCOMP_FILTER; in a chroot, pivot_root needs a real root"
+    return Check("isolation", PROBLEM, facts.isolation, means, fix)
 
 
 def _tun(facts: Facts) -> Check:

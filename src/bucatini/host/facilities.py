@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple
 
 from bucatini.errors import HostError
-from bucatini.host import kernel
+from bucatini.host import isolation, kernel
 
 TUN_PATH = "/dev/net/tun"
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -56,6 +56,28 @@ def try_namespaces() -> NamespaceTrial:
         return NamespaceTrial("unshare", errno.EIO)
     failed, number, tso, uso = said.strip("()").split(", ")
     return NamespaceTrial(failed.strip("'"), int(number), tso == "True", uso == "True")
+
+
+def try_isolation() -> str:
+    """Give up in a child process what pasta and passt give up before they serve; what was refused, "": nothing."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            isolation.own_namespaces(processes=True)
+            isolation.empty_root(chroot_fallback=False)
+            isolation.give_up()
+            isolation.seal("serve", bind=False, signal=False)
+            os.write(write_end, b"+")
+        except HostError as error:
+            os.write(write_end, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    said = os.read(read_end, 4096).decode()
+    os.close(read_end)
+    os.waitpid(child, 0)
+    return "" if said == "+" else said or "the process that tried was killed"
 
 
 def _inside() -> NamespaceTrial:

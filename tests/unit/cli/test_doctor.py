@@ -15,7 +15,7 @@ GOOD = Facts(
     user="somebody", uid=1000, kernel="6.18", compiled=True, trial=NamespaceTrial("", 0, tso=True, uso=True),
     max_user_namespaces=60000, unprivileged_userns_clone=None, apparmor_restrict=None, tun_exists=True, tun_errno=0,
     ping_sockets=True, ping_group_range="0 2147483647", port_start=1024, ipv6=True, peek_off=True, send_window=True,
-    udp_segment=True, files=(1024, 1 << 20),
+    udp_segment=True, isolation="", landlock=6, files=(1024, 1 << 20),
 )  # fmt: skip
 
 
@@ -72,6 +72,16 @@ def test_a_tun_device_that_does_not_open_is_a_problem(changes: dict[str, Any], a
 
 def test_a_missing_packet_path_is_a_problem() -> None:
     assert verdict("compiled packet path", compiled=False).status == PROBLEM
+
+
+def test_isolation_that_is_refused_is_a_problem_with_what_was_refused() -> None:
+    check = verdict("isolation", isolation="filter system calls: Invalid argument")
+    assert (check.status, check.found) == (PROBLEM, "filter system calls: Invalid argument")
+    assert "CONFIG_SECCOMP_FILTER" in check.fix
+
+
+def test_a_kernel_without_landlock_is_only_a_warning() -> None:
+    assert verdict("Landlock", landlock=0).status == WARNING
 
 
 def test_ping_is_only_a_warning() -> None:
@@ -140,4 +150,4 @@ def test_an_unknown_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_this_host_can_be_examined() -> None:
     checks = examine(doctor.gather())
-    assert len({check.name for check in checks}) == len(checks) == 12
+    assert len({check.name for check in checks}) == len(checks) == 14
