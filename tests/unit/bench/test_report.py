@@ -141,3 +141,15 @@ def test_the_committed_page_and_chart_are_those_of_the_committed_result() -> Non
     committed = json.loads((DOCS / "performance.json").read_text())
     assert (DOCS / "performance.md").read_text() == report.page(committed, "performance.svg")
     assert (DOCS / "performance.svg").read_text() == report.chart(committed)
+
+
+def test_the_description_of_the_file_names_every_metric() -> None:
+    told = (DOCS / "benchmark.md").read_text()
+    for key in {metric.key for cell in CELLS for metric in cell.metrics} - {""}:
+        assert f"`{key}`" in told
+
+
+@pytest.mark.xfail(strict=True, reason="the bypass's streams beside upstream's are still to be looked into")
+def test_every_cell_in_which_we_are_behind_has_a_reason() -> None:
+    committed = json.loads((DOCS / "performance.json").read_text())
+    assert {f"{result['cell']}@{result['environment']}" for result in report.behind(committed)} <= set(REASONS)

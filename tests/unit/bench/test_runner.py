@@ -32,7 +32,9 @@ class Fake(System):
         self.values: Iterator[float | Exception] = iter(values)
 
 
-def measured(rounds: int, limit: int = 0, **values: list[float | Exception]) -> tuple[dict[str, Any], Watcher, list[str]]:
+def measured(
+    rounds: int, limit: int = 0, **values: list[float | Exception]
+) -> tuple[dict[str, Any], Watcher, list[str]]:
     """The result of one cell, what was shown and in which order the systems were measured."""
     order: list[str] = []
 
