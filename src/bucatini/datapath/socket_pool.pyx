@@ -60,7 +60,7 @@ cdef enum What:  # of a request
 cdef enum:
     KINDS = 4  # TCP and UDP, each over IPv4 and IPv6
     SIZE = 256
-    LOW = 128  # ask for more when fewer are there or on their way
+    LOW = 64  # ask for more when fewer are there or on their way
     REFILL = 64
     PATIENCE_MS = 250  # more than a process waits for a CPU of a busy machine
     BACKLOG = 4096  # net.core.somaxconn cuts it
