@@ -16,6 +16,7 @@ from scapy.all import ARP, IP, UDP, Ether
 
 from system.machine import ASK, MAC, Machine, Passt, client, frames, is_served, receive_frame
 from system.namespaces import alive, echo, receive, wait_until
+from system.programs import need
 from system.quiet import assert_quiet
 from system.servers import source
 from system.topology import ANY, HOST, HOST4, SERVER, SERVER4, elapsed
@@ -325,6 +326,28 @@ def test_L15_a_flood_of_malformed_frames_does_no_harm(passt: Passt) -> None:
         assert is_served(sock)
     assert alive(pid)
     assert log.stat().st_size < 20_000
+
+
+@only_unprivileged
+def test_frames_are_taken_and_given_many_at_a_time(passt: Passt) -> None:
+    strace = need("strace", "strace")
+    pid = passt.background()
+    calls = passt.workspace / "calls"
+    with client(passt.socket) as sock:
+        assert is_served(sock)
+        command = [strace, "-qq", "-e", "trace=recvfrom,recvmsg,sendto,sendmsg", "-o", str(calls), "-p", str(pid)]
+        with subprocess.Popen(command) as tracing:
+            wait_until(lambda: f"TracerPid:\t{tracing.pid}\n" in Path(f"/proc/{pid}/status").read_text(), "strace")
+            sock.sendall(frames(*[ASK] * 1000))
+            answers = 0
+            while answers < 1000:
+                frame = Ether(receive_frame(sock))
+                answers += ARP in frame and frame[ARP].op == 2
+            tracing.terminate()
+        wait_until(lambda: "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text(), "the end of strace")
+    made = calls.read_text()
+    assert len(re.findall("^recv.* = [1-9]", made, re.MULTILINE)) < 100
+    assert len(re.findall("^send.* = [1-9]", made, re.MULTILINE)) < 100
 
 
 # A client that does not read

@@ -107,6 +107,26 @@ def test_libvirt(passt: Passt, machine: Machine) -> None:
         wait_until(lambda: not alive(pid), "the end by SIGTERM", 5)
 
 
+def test_libvirt_with_everything_a_domain_may_say(passt: Passt, machine: Machine) -> None:
+    """<mtu>, <portForward> with an address, a device and all ports, and a host name."""
+    options = [
+        "--mtu", "9000", "--interface", "host0", "--log-file", str(passt.workspace / "passt.log"),
+        "--hostname", "guest", "--fqdn", "guest.example.org", "--address", "192.0.2.50",
+        "--tcp-ports", f"{HOST4}%host0/2022:22", "--udp-ports", "%host0/all",
+    ]  # fmt: skip
+    _, path = libvirt(passt, *options)
+    assert (f"{HOST4}%host0", 2022) in listening(passt, "tcp")
+    everywhere = {port for address, port in listening(passt, "udp") if address.endswith("%host0")}
+    assert {1234, 5353, 8080} <= everywhere
+    machine.cable.connect(path)
+    found = lease(passt, machine)
+    assert (found["ip"], found["mtu"], found["hostname"]) == ("192.0.2.50", "9000", "guest")
+    machine.serve_tcp(ANY[4], echo, port=22)
+    with passt.topology.server.connect(HOST4, 2022) as connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b"x"
+
+
 def test_libvirt_learns_of_a_socket_that_cannot_be_bound(passt: Passt) -> None:
     result = passt.run(
         "--one-off", "--socket", "/nonexistent/1-dom-net0.socket", "--pid", str(passt.workspace / "pid"), check=False
@@ -197,15 +217,24 @@ def test_qemu_learns_of_an_error(passt: Passt) -> None:
         (["--tcp-ports", "all", "--udp-ports", "all"], {1234, 8080}, set()),
         (["--tcp-ports", "8080,8443"], {8080, 8443}, {1234}),
         (["--tcp-ports", "~15000,~15001,~15006"], {1234, 8080}, {15000, 15001, 15006}),
+        (["--tcp-ports", "~1500,~1501,~1506"], {1234, 1499, 1502, 8080}, {1500, 1501, 1506}),
     ],
-    ids=["all", "named", "istio"],
+    # The last one because descriptors may not go as far as 15000 here
+    ids=["all", "named", "istio", "low"],
 )
 def test_kubevirt(passt: Passt, ports: list[str], bound: set[int], free: set[int]) -> None:
     log = passt.workspace / "passt.log"
     pid, path = libvirt(passt, "--interface", "host0", "--log-file", str(log), *ports)
-    found = {port for _, port in listening(passt, "tcp")}
-    assert bound <= found
-    assert not free & found
+    for protocol in ("tcp", "udp"):  # UDP follows the ports of TCP
+        found = {port for _, port in listening(passt, protocol)}
+        assert bound <= found
+        assert not free & found
+    with client(path) as sock:
+        assert is_served(sock)
+    wait_until(lambda: not alive(pid), "the end with QEMU", 5)
+    os.unlink(path)
+    # The machine is started again
+    pid, path = libvirt(passt, "--interface", "host0", "--log-file", str(log), *ports)
     with client(path) as sock:
         assert is_served(sock)
     wait_until(lambda: not alive(pid), "the end with QEMU", 5)

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from scapy.all import ARP, IP, TCP, UDP, Ether
+from scapy.all import ARP, IP, TCP, UDP, Ether, ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 
 from system.machine import INTERFACE, Machine, Passt, client, frames, receive_frame
 from system.namespaces import alive, echo, receive, wait_until
@@ -18,6 +18,7 @@ from system.topology import (
     ANY,
     EXTRA,
     GATEWAY4,
+    GATEWAY6,
     HOST,
     HOST4,
     HOST6,
@@ -253,7 +254,8 @@ def test_a_forwarded_connection_from_the_hosts_loopback_comes_from_the_gateway(p
 
 @both_versions
 def test_udp_reaches_a_guest_that_has_not_spoken(passt: Passt, guest: Machine, version: int) -> None:
-    guest.serve_udp(ANY[version], lambda data, _: data.upper(), port=53)
+    # Bound to this address: by SLAAC it has another, from which an unbound socket may answer
+    guest.serve_udp(HOST[version], lambda data, _: data.upper(), port=53)
     with passt.topology.server.connect(HOST[version], 8053, kind=DATAGRAM) as connection:
         connection.send(b"query")
         assert connection.recv(100) == b"QUERY"
@@ -283,6 +285,19 @@ def test_T4_a_connection_waits_for_a_guest_that_boots_later(passt: Passt, machin
     time.sleep(1)
     machine.serve_tcp(ANY[version], echo, port=80)
     machine.configure()
+    assert receive(client, 5) == b"early"
+
+
+@both_versions
+def test_T4_a_connection_waits_for_qemu_itself(passt: Passt, machine: Machine, version: int) -> None:
+    passt.background("-t", "8080:80")
+    client, seconds = elapsed(passt.topology.server.connect, HOST[version], 8080)
+    assert seconds < 1
+    client.sendall(b"early")
+    machine.serve_tcp(ANY[version], echo, port=80)
+    machine.configure()
+    time.sleep(1)
+    machine.cable.connect(passt.socket)
     assert receive(client, 5) == b"early"
 
 
@@ -335,25 +350,36 @@ def test_the_address_is_learnt_from_a_guest_that_chose_another(passt: Passt, mac
         assert connection.recv(1) == b"x"
 
 
-def test_D17_a_forward_goes_to_the_given_address_whoever_speaks_first(passt: Passt, machine: Machine) -> None:
-    passt.background("-t", "8080:80", "-a", "192.0.2.50")
+def claim(mac: str, address: str) -> bytes:
+    """A guest speaks: it asks for the gateway, and so says whose address its own is."""
+    ether = Ether(src=mac, dst="ff:ff:ff:ff:ff:ff")
+    if ":" not in address:
+        return bytes(ether / ARP(hwsrc=mac, psrc=address, pdst=GATEWAY4))
+    asked = ICMPv6ND_NS(tgt=GATEWAY6) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
+    return bytes(Ether(src=mac, dst="33:33:ff:00:00:01") / IPv6(src=address, dst="ff02::1:ff00:1", hlim=255) / asked)
+
+
+@both_versions
+def test_D17_a_forward_goes_to_the_given_address_whoever_speaks_first(
+    passt: Passt, machine: Machine, version: int
+) -> None:
+    given, taken = {4: ("192.0.2.50", "192.0.2.60"), 6: ("2001:db8::50", "2001:db8::60")}[version]
+    passt.background("-t", "8080:80", "-a", given)
+    other = claim("02:00:00:00:00:60", taken)
     with client(passt.socket) as sock:
-        other = Ether(src="02:00:00:00:00:60", dst="ff:ff:ff:ff:ff:ff")
-        asked = other / ARP(hwsrc="02:00:00:00:00:60", psrc="192.0.2.60", pdst=GATEWAY4)
-        sock.sendall(frames(bytes(asked)))
-        mine = Ether(src=machine.mac, dst="ff:ff:ff:ff:ff:ff")
-        sock.sendall(frames(bytes(mine / ARP(hwsrc=machine.mac, psrc="192.0.2.50", pdst=GATEWAY4))))
-        sock.sendall(frames(bytes(asked)))
-        for _ in range(3):  # all three are answered
-            while ARP not in Ether(receive_frame(sock)):
-                pass
-        connection = passt.topology.server.connect(HOST4, 8080)
-        while True:
-            frame = Ether(receive_frame(sock))
-            if TCP in frame:
-                break
+        for number, frame in enumerate((other, claim(machine.mac, given), other)):
+            sock.sendall(frames(frame))
+            while True:  # until it is answered
+                answer = Ether(receive_frame(sock))
+                if answer.dst == ("02:00:00:00:00:60", machine.mac)[number % 2] and (
+                    ARP in answer if version == 4 else ICMPv6ND_NA in answer
+                ):
+                    break
+        connection = passt.topology.server.connect(HOST[version], 8080)
+        while TCP not in (answer := Ether(receive_frame(sock))):
+            pass
         connection.close()
-    assert (frame[IP].dst, frame[TCP].dport, frame.dst) == ("192.0.2.50", 80, machine.mac)
+    assert (answer[IP if version == 4 else IPv6].dst, answer[TCP].dport, answer.dst) == (given, 80, machine.mac)
 
 
 @both_versions

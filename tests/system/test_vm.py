@@ -15,7 +15,7 @@ from bucatini.bench.machine import INTERFACE, Machine
 from system.machine import Passt
 from system.namespaces import alive, echo, receive, wait_until
 from system.servers import http, sink
-from system.topology import GATEWAY4, HOST, HOST4, HOST6, SERVER, SERVER4, SERVER6, url
+from system.topology import GATEWAY4, HOST, HOST4, HOST6, LOOPBACK, SERVER, SERVER4, SERVER6, url
 from system.users import User, only_unprivileged
 
 pytestmark = pytest.mark.timeout(180)
@@ -125,9 +125,12 @@ def test_L5_forwards_reach_the_machine(passt: Passt, boot: Boot, version: int) -
     for port, to in ((2222, 22), (9000, 9000), (9002, 9002), (7070, 70)):
         with passt.topology.server.connect(HOST[version], port) as connection:
             assert receive(connection) == b"port %d" % to
-    with passt.topology.server.connect(HOST[version], 5353, kind=socket.SOCK_DGRAM) as connection:
-        connection.send(b"query")
-        assert connection.recv(100) == b"QUERY"
+    for where, address in ((passt.topology.server, HOST[version]), (passt.topology.host, LOOPBACK[version])):
+        with where.connect(address, 2222) as connection:
+            assert receive(connection) == b"port 22"
+        with where.connect(address, 5353, kind=socket.SOCK_DGRAM) as connection:
+            connection.send(b"query")
+            assert connection.recv(100) == b"QUERY"
 
 
 @only_unprivileged

@@ -212,7 +212,9 @@ def accelerator(boot: Path, folder: Path) -> str:
         return "tcg"
     with contextlib.suppress(RuntimeError):
         machine = Machine(boot, folder, "user,id=net,restrict=on", accelerator="kvm")
-        machine.start(KVM_BOOT)
-        machine.stop()
+        try:
+            machine.start(KVM_BOOT)
+        finally:
+            machine.stop()
         return "kvm"
     return "tcg"

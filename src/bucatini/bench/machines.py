@@ -34,9 +34,9 @@ class MachineSystem(System):
         netdev = f"stream,id=net,server=off,reconnect-ms=100,addr.type=unix,addr.path={path}"
         wrap = ["taskset", "-c", str(MACHINE_CPU)]
         machine = Machine(boot, where.folder, netdev, accelerator=accelerator(boot, where.folder), wrap=wrap)
+        self.machine = machine
         try:
             machine.start()
-            self.machine = machine
             machine.configure()
         except BaseException:
             self.stop()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
+from bucatini.bench.reasons import REASONS
 from bucatini.bench.systems import NAMES, OURS, PEERS
 
 COLOURS = {
@@ -15,33 +16,6 @@ COLOURS = {
 BAR, GAP, LABEL, WIDTH = 13, 14, 400, 980
 NOISE = 0.03  # of a median: less is no difference
 COLUMN = 118  # characters of a line of text
-
-# Why we are behind both peers, where that was looked into: cell -> what was measured
-LOADED = (
-    "a round trip waits for the turns of the stream beside it, and ours is the fastest: the row below has what each "
-    "reached meanwhile"
-)
-REASONS = {
-    "start@start": (
-        "an interpreter has to load what a C program has linked. Of the time from exec to readiness, 8 ms are the "
-        "interpreter's own and about 20 ms imports (python -X importtime); ARCHITECTURE.md, Start-up time, says what "
-        "is done about it. slirp4netns's figure is the byte on its ready descriptor"
-    ),
-    "loaded-out@mtu65520": LOADED,
-    "loaded-in@mtu65520": LOADED,
-    "loaded-out@rtt20": (
-        "the peer's stream leaves most of the path unused, so nothing waits in its queue; with all others, and with no "
-        "translation at all, the queue of the bottleneck is what is measured"
-    ),
-    "tcp-in@loss": (
-        "the loss of the network decides, and the kernel of the host recovers from it: no translation at all has the "
-        "same figure"
-    ),
-    "held-1k@held": (
-        "the flow table is reserved at the start and its pages come into use as flows spread over them; a connection "
-        "itself takes none later, as the cell with 10,000 of them shows"
-    ),
-}
 
 
 def number(value: float) -> str:

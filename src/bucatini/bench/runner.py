@@ -6,6 +6,7 @@ are added and all values kept: nothing is dropped. What a system cannot do is a 
 The result is the document that docs/benchmark.md describes.
 """
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -83,9 +84,12 @@ class Run:
         topologies: dict[str, Topology] = {}
         connected: dict[str, System] = {}
         broken: dict[str, str] = {}
-        try:
+        # The last one made is the first to go: each topology puts back what it found
+        with contextlib.ExitStack() as undo:
             for name in names:
                 topologies[name] = Topology(environment.delay)
+                undo.callback(topologies[name].close)
+                topologies[name].make()
                 if environment.key == "start":
                     continue
                 try:
@@ -95,6 +99,7 @@ class Run:
                         connected[name] = System(
                             name, self.programs[name], topologies[name], environment.mtu, bypass=environment.bypass
                         )
+                    undo.callback(connected[name].stop)
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     broken[name] = f"did not connect: {error}"
             for cell in cells:
@@ -102,12 +107,6 @@ class Run:
             for name, system in connected.items():
                 if name not in NATIVE:
                     self._record_use(environment, system)
-        finally:
-            for system in connected.values():
-                system.stop()
-            # The last one made is the first to go: each puts back what it found
-            for topology in reversed(topologies.values()):
-                topology.close()
 
     def _record_use(self, environment: Environment, system: System) -> None:
         self.use.append(

@@ -169,11 +169,13 @@ def startup(name: str, program: str, where: Topology) -> float:
                 pass_fds=[writer], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             os.close(writer)
-            os.read(reader, 1)
+            ready = os.read(reader, 1)
             took = time.perf_counter() - begin
             os.close(reader)
             child.terminate()
             child.wait()
+            if not ready:
+                raise RuntimeError("slirp4netns ended before it was ready")
         else:
             pid_file = where.folder / f"{guest.pid}.pid"
             command = [program, "-q", "--config-net", "-t", "none", "-u", "none", "-T", "none", "-U", "none"]

@@ -7,7 +7,8 @@
 
 The servers are not at the gateway's address, which some systems translate. The path is a veth, or a delay line
 (`path`). Nothing of the machine stays changed: namespaces go with `close`, and the three settings outside them (the
-list of congestion controls that namespaces may choose, the mode of /dev/net/tun, /etc/netns) are put back.
+list of congestion controls that namespaces may choose, the mode of /dev/net/tun, /etc/netns) are put back. `close`
+undoes whatever part of `make` was done, so a run can be interrupted anywhere between the two.
 """
 
 import os
@@ -61,11 +62,12 @@ def as_user(command: list[str]) -> list[str]:
 
 
 class Topology:
-    """Two namespaces and the path between them, congestion control cubic."""
+    """Two namespaces and the path between them, congestion control cubic; there from `make` to `close`."""
 
     _count = 0
 
     def __init__(self, delay: Delay | None = None) -> None:
+        """Change nothing yet."""
         Topology._count += 1
         tag = f"bb{os.getpid()}-{Topology._count}"
         self.host, self.server = f"{tag}h", f"{tag}s"
@@ -75,16 +77,13 @@ class Topology:
         self._tun = stat.S_IMODE(_TUN.stat().st_mode)
         self._etc = Path("/etc/netns", self.host)
         self._made_etc = not self._etc.parent.exists()
-        self.folder = Path(tempfile.mkdtemp(prefix="bucatini-bench-"))
-        try:
-            self._make()
-        except BaseException:
-            self.close()
-            raise
+        self.folder = Path(tempfile.gettempdir(), f"bucatini-bench-{tag}")  # short, for the path of a socket
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make it; `close` has to follow, also when this fails."""
         _ALLOWED.write_text("cubic " + self._allowed)
         _TUN.chmod(0o666)
+        self.folder.mkdir(mode=0o700)
         os.chown(self.folder, UID, UID)
         self._etc.mkdir(parents=True)
         (self._etc / "resolv.conf").write_text(f"nameserver {SERVER4}\n")

@@ -18,6 +18,16 @@ PROGRAMS = ("ip", "iperf3", "nstat", "nsenter", "setpriv", "prlimit", "taskset",
 QUICK_ROUNDS, ROUNDS = 2, 5
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave(number: int, _: object) -> None:
+    """Ended from outside: namespaces and settings are put back, and nothing interrupts that."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 class Terminal(runner.Watcher):
     """Tells the user: a line that is written over while it goes on, on a terminal, and a line for what is done."""
 
@@ -37,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         description="Measures Bucatini beside upstream pasta, slirp4netns and no translation at all, in one run. Needs "
         "root, to make its own namespaces; the systems themselves run as an unprivileged user.",
     )
-    options.add_argument("--full", action="store_true", help="every cell (some 20 minutes), not the quick ones")
+    extent = options.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="some cells, in under two minutes (the default)")
+    extent.add_argument("--full", action="store_true", help="every cell, in some 25 minutes")
     options.add_argument("--cells", help="only these: keys, ids or environments, separated by commas")
     options.add_argument("--systems", help=f"only these, of {','.join(NAMES)}")
     options.add_argument("--peers", help="folder with the programs of the peers (default: $PEERS, then PATH)")
@@ -83,8 +95,8 @@ def main(argv: list[str]) -> int:
     for program in PROGRAMS:
         if shutil.which(program) is None:
             raise UsageError(f"bench needs the program '{program}'")
-    # Ended from outside, namespaces and settings are put back all the same
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    for number in ENDING:
+        signal.signal(number, leave)
     rounds = arguments.runs or (QUICK_ROUNDS if quick else ROUNDS)
     document = runner.measure(cells, wanted, arguments.peers, rounds, Terminal())
     if arguments.json:

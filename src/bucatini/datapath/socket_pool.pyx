@@ -64,7 +64,7 @@ cdef enum:
     SIZE = 256
     LOW = 64  # ask for more when fewer are there or on their way
     REFILL = 64
-    PATIENCE_MS = 20
+    PATIENCE_MS = 250  # more than a process waits for a CPU of a busy machine
     BACKLOG = 4096  # net.core.somaxconn cuts it
     RECEIVE_BUFFER = 1 << 22  # bytes; net.core.rmem_max cuts it
     CONTROL = 512  # bytes, CMSG_SPACE of REFILL descriptors and more

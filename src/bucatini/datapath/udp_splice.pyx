@@ -48,8 +48,11 @@ cdef extern from "<errno.h>" nogil:
 cdef enum:
     SHARE = 4  # receive calls in one turn of a flow
     EARLY = 1024  # datagrams of others to throw away
+    DNS = 53
 
-cdef unsigned long long IDLE_NS = 30000000000ULL  # as `udp`: its timer looks again
+# As `udp`, whose timer looks again
+cdef unsigned long long IDLE_NS = 30000000000ULL
+cdef unsigned long long DNS_NS = 10000000000ULL
 
 
 # On the way there
@@ -112,7 +115,7 @@ cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const ad
             if worker_watch(w, flow, EPOLLIN) == 0:
                 udp_opened(w, flow)
                 count(w, C_UDP_SPLICE_FLOWS)
-                timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
+                timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if listener.to == DNS else IDLE_NS))
                 return flow
     else:
         flow.fd = -1

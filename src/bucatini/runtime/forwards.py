@@ -99,11 +99,19 @@ def bind_forwards(
         HostError: a port that was named cannot be bound, or none of a weak rule could.
     """
     bound: list[Bound] = []
+    rules = list(rules)
     limit = getrlimit(RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
-    stopped: set[str] = set()  # one `all` is several ranges
+    # Weak ones share what descriptors there are; each is one or more rules
+    waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule in rules if rule.weak))
+    stops: dict[tuple[int, str], int] = {}  # descriptor at which it has had its part
+    stopped: set[tuple[int, str]] = set()
     for rule in rules:
-        if rule.text in stopped:
+        weak = rule.protocol, rule.text
+        if weak in stopped:
             continue
+        if rule.weak and weak not in stops:
+            used = bound[-1].fd if bound else 0
+            stops[weak] = used + (limit - used) // (len(waiting) - len(stops))
         before = len(bound)
         failure: OSError | None = None
         for port in range(rule.first, rule.last + 1):
@@ -118,9 +126,10 @@ def bind_forwards(
                     ) from None
                 continue
             bound.append(entry)
-            if rule.weak and entry.fd >= limit > 0:
-                warn(f"'{rule.text}': stopped at port {port}, the limit of open files is near")
-                stopped.add(rule.text)
+            if rule.weak and limit > 0 and entry.fd >= stops[weak]:
+                name = "TCP" if rule.protocol == socket.IPPROTO_TCP else "UDP"
+                warn(f"'{rule.text}': stopped at {name} port {port}, the limit of open files is near")
+                stopped.add(weak)
                 break
         if len(bound) == before and failure is not None:
             raise HostError(f"cannot listen on any port for '{rule.text}'", failure.errno or 0)
