@@ -59,7 +59,6 @@ cdef struct UdpFlow:
     uint32_t older  # neighbours in the list of flows by age, FLOW_NONE: none
     uint32_t newer
     uint8_t listed  # in that list
-    uint8_t fresh  # among those whose socket was just opened (`take_early`)
     uint8_t no_segment  # UDP_SEGMENT was refused on this socket
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t ttl  # of the socket

@@ -12,6 +12,9 @@ Data. `Udp`: the runs of the current batch, receive slots and headers, mapped on
 apart, so that they do not share cache sets; pages that no datagram has reached cost nothing. `held` counts our
 sockets by port.
 
+Order. No datagram of a peer overtakes another, also while its flow is opened (`udp_listener`). Departure: of a new peer
+of a forward, when the guest opens a flow from that forward's port at the same moment.
+
 Source ports. The guest's port is kept (U6). The first socket on a port, that of a forward too, is bound without
 SO_REUSEADDR, so that a port somebody else has is noticed and another is taken; then it gets the option, so that further
 flows of ours from the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets
@@ -90,8 +93,9 @@ cdef enum:
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
     ERRORS = 16  # errors taken from a queue in one turn
-    FRESH = 64  # new flows of a forward in one go
-    DRAIN = 16  # receive calls on a forward in one turn
+    FIRST = 64  # new flows after which no more is taken from a forward in this turn
+    FRESH = 128  # new flows in one turn, with those that show while the first get their sockets
+    DRAIN = 16  # receive calls on a forward, or for what is early on a socket, in one turn
     DNS = 53
     TTL_DEFAULT = 64
 
@@ -109,6 +113,12 @@ cdef struct Run:  # datagrams of one flow on their way to its socket
     uint32_t total
     bint closed  # a shorter one was added: nothing may follow
 
+cdef struct Fresh:  # a flow of a forward whose socket is not bound yet
+    uint32_t flow
+    uint32_t listener
+    uint32_t scope_id
+    addr_t asked
+
 cdef struct Udp:
     Run runs[LINK_BATCH]
     uint32_t count
@@ -118,7 +128,7 @@ cdef struct Udp:
     uint8_t control[UDP_SLOTS * UDP_CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
-    uint32_t fresh[FRESH]  # flows that a forward has just opened
+    Fresh fresh[FRESH]
     uint32_t fresh_count
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
@@ -537,6 +547,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
     udp_opened(w, flow)
     if flow.u.udp.bound_port:
         take_early(w, flow, NULL)
+        settle(w)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
@@ -738,23 +749,26 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
 
 
 cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
-    """Sort out what came between bind() and connect(): anybody's datagrams (U9)."""
+    """Sort out what came between bind() and connect(): anybody's datagrams, for `listener` or for whom it may concern."""
     cdef Udp *u = udp(w)
     cdef addr_t peer
     cdef uint16_t port
-    cdef int n
+    cdef int n, i
     cdef int _i
-    for _i in range(UDP_SLOTS):
-        n = udp_receive(w, flow.fd, 1, True)
-        if n <= 0:
+    for _i in range(DRAIN):
+        n = udp_receive(w, flow.fd, UDP_SLOTS, True)
+        for i in range(n):
+            port = sockaddr_read(&u.names[i], &peer)
+            if port == flow.target_port and addr_equal(&peer, &flow.target):
+                if flow.u.udp.to_guest < 1000:
+                    flow.u.udp.to_guest += 1
+                deliver_one(w, &flow.key, u.slots + i * SLOT, u.messages[i].msg_len)
+            elif listener != NULL:
+                pass_on_waiting(w, listener, i, i + 1)
+            else:
+                serve_port(w, flow.u.udp.bound_port, &peer, i)
+        if n < UDP_SLOTS:
             return
-        port = sockaddr_read(&u.names[0], &peer)
-        if port == flow.target_port and addr_equal(&peer, &flow.target):
-            deliver(w, flow, 1)
-        elif listener != NULL:
-            serve(w, listener, 0)
-        else:
-            serve_port(w, flow.u.udp.bound_port, &peer)
 
 
 cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
@@ -773,11 +787,13 @@ cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
 
 cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, const addr_t *peer, uint16_t port,
                           const addr_t *asked, uint32_t scope_id) noexcept nogil:
-    """A datagram on a forward from somebody new: a socket bound to the address it asked, connected to it (U4)."""
-    cdef sockaddr_any sa
-    cdef socklen_t size
-    cdef int one = 1
-    cdef Flow *flow = udp_new_flow(w, key)
+    """A datagram on a forward from somebody new: a flow whose socket `settle` will bind and connect."""
+    cdef Udp *u = udp(w)
+    cdef Flow *flow
+    if u.fresh_count == FRESH:
+        count(w, C_FLOW_REFUSED)
+        return NULL
+    flow = udp_new_flow(w, key)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, peer, sizeof(addr_t))
@@ -785,20 +801,51 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
     flow.from_host = 1
     flow.u.udp.ttl = TTL_DEFAULT
     flow.fd = make_socket(w, peer)
-    if flow.fd >= 0:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
-        size = sockaddr_fill(&sa, asked, listener.port, scope_id)
-        if bind(flow.fd, &sa.sa, size) == 0:
-            size = sockaddr_fill(&sa, peer, port, scope_id)
-            if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
-                udp_opened(w, flow)
-                timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
-                return flow
-    else:
+    if flow.fd < 0:
         flow.fd = -1
+        count(w, C_DROP_UDP_NO_SOCKET)
+        udp_close_flow(w, flow)
+        return NULL
+    u.fresh[u.fresh_count].flow = flow.index
+    u.fresh[u.fresh_count].listener = <uint32_t> (listener - w.listeners)
+    u.fresh[u.fresh_count].scope_id = scope_id
+    memcpy(&u.fresh[u.fresh_count].asked, asked, sizeof(addr_t))
+    u.fresh_count += 1
+    return flow
+
+
+cdef void give_socket(Worker *w, const Fresh *fresh) noexcept nogil:
+    """Bind the socket of a new flow to the address that was asked (U4), and connect it to who asked."""
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    cdef int one = 1
+    cdef Listener *listener = &w.listeners[fresh.listener]
+    cdef Flow *flow = &w.flows.flows[fresh.flow]
+    setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
+    size = sockaddr_fill(&sa, &fresh.asked, listener.port, fresh.scope_id)
+    if bind(flow.fd, &sa.sa, size) == 0:
+        # Up to connect() everybody's datagrams come to it. What still waits at the forward is older (U9)
+        take_waiting(w, listener, FRESH)
+        size = sockaddr_fill(&sa, &flow.target, flow.target_port, fresh.scope_id)
+        if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
+            udp_opened(w, flow)
+            timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
+            take_early(w, flow, listener)
+            return
     count(w, C_DROP_UDP_NO_SOCKET)
     udp_close_flow(w, flow)
-    return NULL
+
+
+cdef void settle(Worker *w) noexcept nogil:
+    """Give the flows that forwards have opened their sockets, one after the other; more may show meanwhile."""
+    cdef Udp *u = udp(w)
+    cdef Fresh fresh
+    cdef uint32_t next_ = 0
+    while next_ < u.fresh_count:
+        fresh = u.fresh[next_]
+        next_ += 1
+        give_socket(w, &fresh)
+    u.fresh_count = 0
 
 
 cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
@@ -831,17 +878,13 @@ cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
         flow = open_from_host(w, listener, &key, &peer, port, &asked, scope_id)
         if flow == NULL:
             return
-        if u.fresh_count < FRESH:
-            u.fresh[u.fresh_count] = flow.index
-            u.fresh_count += 1
-            flow.u.udp.fresh = 1
     flow.u.udp.last = w.now
     if flow.u.udp.to_guest < 1000:
         flow.u.udp.to_guest += 1
     deliver_one(w, &flow.key, u.slots + slot * SLOT, u.messages[slot].msg_len)
 
 
-cdef void serve_port(Worker *w, uint16_t port, const addr_t *peer) noexcept nogil:
+cdef void serve_port(Worker *w, uint16_t port, const addr_t *peer, int slot) noexcept nogil:
     """Give a datagram that came on a flow's socket to the forward that shares its port."""
     cdef Listener *listener
     cdef uint32_t i
@@ -849,45 +892,52 @@ cdef void serve_port(Worker *w, uint16_t port, const addr_t *peer) noexcept nogi
         listener = &w.listeners[i]
         if (listener.used and listener.protocol == PROTO_UDP and listener.pif == PIF_HOST and listener.port == port
                 and (listener.version == 0 or (listener.version == 4) == addr_is_v4(peer))):
-            serve(w, listener, 0)
+            serve(w, listener, slot)
             return
     count(w, C_DROP_UDP_INBOUND)
+
+
+cdef void pass_on_waiting(Worker *w, Listener *listener, int first, int n) noexcept nogil:
+    """Pass on the datagrams of a forward in the slots from `first` to `n`."""
+    cdef int done
+    while first < n:
+        done = udp_splice_serve(w, listener, first, n)
+        if done == 0:
+            done = 1
+            if listener.pif == PIF_HOST and w.link != NULL:
+                serve(w, listener, first)
+            else:
+                count(w, C_DROP_UDP_INBOUND)
+        first += done
+
+
+cdef void take_waiting(Worker *w, Listener *listener, uint32_t limit) noexcept nogil:
+    """Pass on all that waits at a forward, as far as there are less than `limit` new flows."""
+    cdef Udp *u = udp(w)
+    cdef int _i
+    cdef int n, most
+    for _i in range(DRAIN):
+        if u.fresh_count >= limit:
+            return
+        most = <int> (limit - u.fresh_count)
+        if most > UDP_SLOTS:
+            most = UDP_SLOTS
+        n = udp_receive(w, listener.fd, most, True)
+        if n > 0:
+            pass_on_waiting(w, listener, 0, n)
+        if n < most:
+            return
 
 
 cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
     """Datagrams on a forward. Of those that go over the tap most are on a flow's own socket: only first ones come here.
 
-    What waits here is older than what has come on the sockets that it opens: first all of it, then theirs (U9).
-    Departure: of another new peer, what came on a socket between its bind() and connect() may be overtaken by what that
-    peer sent right after.
+    Order (U9). A datagram goes over the tap before its flow has a socket: first all that waits here, then each new flow
+    gets its socket (`settle`). While that one is bound and not connected yet, what comes for the forward comes there:
+    older is what waits here, and newer what comes here when it is connected.
     """
-    cdef Udp *u = udp(w)
-    cdef Flow *flow
-    cdef uint32_t next_ = 0
-    cdef int _i
-    cdef int n, i, room, done
-    for _i in range(DRAIN):
-        room = FRESH - <int> u.fresh_count
-        n = udp_receive(w, listener.fd, room if room < UDP_SLOTS else UDP_SLOTS, True)
-        i = 0
-        while i < n:
-            done = udp_splice_serve(w, listener, i, n)
-            if done == 0:
-                done = 1
-                if listener.pif == PIF_HOST and w.link != NULL:
-                    serve(w, listener, i)
-                else:
-                    count(w, C_DROP_UDP_INBOUND)
-            i += done
-        if n <= 0 or (n < UDP_SLOTS and u.fresh_count == 0) or u.fresh_count == FRESH:
-            break
-    while next_ < u.fresh_count:  # which may become more
-        flow = &w.flows.flows[u.fresh[next_]]
-        next_ += 1
-        if flow.kind == FLOW_UDP and flow.u.udp.fresh:
-            flow.u.udp.fresh = 0
-            take_early(w, flow, listener)
-    u.fresh_count = 0
+    take_waiting(w, listener, FIRST)
+    settle(w)
 
 
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil:
