@@ -205,7 +205,6 @@ def test_U9_a_burst_of_a_new_client_of_a_forward_arrives_in_order(pasta: Pasta, 
 
 
 @both_versions
-@pytest.mark.xfail(strict=False, reason="of one new client a datagram may overtake another while a second one is new")
 def test_U9_bursts_of_several_new_clients_of_a_forward_arrive_in_order(pasta: Pasta, version: int) -> None:
     bursts_of_new_clients(pasta, version, 4, in_order=True)
 

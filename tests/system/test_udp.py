@@ -3,17 +3,20 @@
 import random
 import socket
 import struct
+import time
 from typing import Any, NamedTuple
 
 import pytest
 
 from system.namespaces import Namespace
-from system.topology import GATEWAY, HOST, LOOPBACK, SERVER, Pasta
+from system.quiet import nearly_idle
+from system.topology import ANY, GATEWAY, HOST, LOOPBACK, SERVER, Pasta
 from system.users import only_unprivileged
 
 both_versions = pytest.mark.parametrize("version", [4, 6])
 DATAGRAM = socket.SOCK_DGRAM
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
+IP_RECVTTL = 12  # linux/in.h
 SIZES = [1, 2, 17, 512, 1400, 1472, 1473, 4096, 8972, 16384, 32768, 60000]
 MAPPED = {4: "192.0.2.99", 6: "2001:db8::99"}
 
@@ -199,3 +202,52 @@ def test_an_answer_from_elsewhere_does_not_reach_the_guest(pasta: Pasta, version
         connection.sendto(b"genuine", (SERVER[version], server.port))
         data, peer = connection.recvfrom(100)
         assert (data, peer[:2]) == (b"genuine", (SERVER[version], server.port))
+
+
+@both_versions
+def test_an_answer_to_a_client_that_has_gone_is_reported(pasta: Pasta, version: int) -> None:
+    guest = pasta.guest("--config-net", "-u", "8080")
+    receiver = guest.bind(ANY[version], 8080)
+    client = pasta.topology.server.connect(HOST[version], 8080, kind=DATAGRAM, source=SERVER[version])
+    client.send(b"question")
+    data, peer = receiver.recvfrom(100)
+    assert data == b"question"
+    client.close()
+    receiver.connect(peer)
+    receiver.settimeout(5)
+    with nearly_idle(guest.pid):
+        for _ in range(3):
+            receiver.send(b"answer")
+            with pytest.raises(ConnectionRefusedError):
+                receiver.recv(100)
+            time.sleep(0.5)
+    # The forward serves others as before
+    receiver.close()
+    receiver = guest.bind(ANY[version], 8080)
+    client = pasta.topology.server.connect(HOST[version], 8080, kind=DATAGRAM, source=SERVER[version])
+    client.send(b"question")
+    receiver.sendto(b"answer", receiver.recvfrom(100)[1])
+    assert client.recv(100) == b"answer"
+
+
+@both_versions
+def test_answers_of_a_forward_have_the_ttl_and_the_traffic_class_of_the_guest(pasta: Pasta, version: int) -> None:
+    guest = pasta.guest("--config-net", "-u", "8080")
+    receiver = guest.bind(ANY[version], 8080)
+    client = pasta.topology.server.connect(HOST[version], 8080, kind=socket.SOCK_DGRAM, source=SERVER[version])
+    if version == 4:
+        level, ttl, traffic = socket.IPPROTO_IP, socket.IP_TTL, socket.IP_TOS
+        received = IP_RECVTTL, socket.IP_RECVTOS
+    else:
+        level, ttl, traffic = socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, socket.IPV6_TCLASS
+        received = socket.IPV6_RECVHOPLIMIT, socket.IPV6_RECVTCLASS
+    for option in received:
+        client.setsockopt(level, option, 1)
+    client.send(b"question")
+    _, peer = receiver.recvfrom(100)
+    for hops, tos in ((64, 0), (33, 0), (64, 0x2), (12, 0xB8)):
+        receiver.setsockopt(level, ttl, hops)
+        receiver.setsockopt(level, traffic, tos)
+        receiver.sendto(b"answer", peer)
+        _, control, _, _ = client.recvmsg(100, 200)
+        assert sorted(data[0] for _, _, data in control) == sorted((hops, tos))

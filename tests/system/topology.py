@@ -285,10 +285,14 @@ class Pasta:
         self._guests.append(guest)
         return guest
 
-    def holder(self) -> "subprocess.Popen[str]":
-        """A process of the user's in user and network namespaces of its own, for pasta to join."""
+    def adopt(self, process: "subprocess.Popen[str]") -> None:
+        """End it with the test."""
+        self._running.append(process)
+
+    def holder(self, *others: str) -> "subprocess.Popen[str]":
+        """A process of the user's in namespaces of its own, for pasta to join; `others`: of unshare(1), besides."""
         command = self.topology.host.command(
-            ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", HOLD], self.user
+            ["unshare", "--user", "--map-root-user", "--net", *others, "sh", "-c", HOLD], self.user
         )
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._running.append(process)

@@ -54,17 +54,20 @@ cdef struct UdpFlow:
     uint64_t last  # ns, last datagram either way
     uint32_t to_host  # datagrams seen, saturating
     uint32_t to_guest
+    uint64_t sure_at  # ns: until then what comes on its socket may be somebody else's
+    addr_t asked  # of a flow that a forward opened: the host's address that its peer uses, unspecified: any
+    uint32_t scope_id  # and the link, for link-local addresses
+    uint16_t local_port  # and the forward's port
     uint16_t bound_port  # source port we bound for it, host order; 0: any
     uint32_t batch  # index into the batch of this turn + 1, 0: not in it
     uint32_t older  # neighbours in the list of flows by age, FLOW_NONE: none
     uint32_t newer
     uint8_t listed  # in that list
-    uint8_t fresh  # among those whose socket was just opened (`take_early`)
     uint8_t no_segment  # UDP_SEGMENT was refused on this socket
     uint8_t queued  # in the worker's list of flows to continue
     uint8_t ttl  # of the socket
     uint8_t tos
-    uint32_t listener  # of a flow that bypasses the tap: where answers leave
+    uint32_t listener  # the forward that opened it, where answers leave
 
 cdef struct SpliceFlow:  # a TCP connection that bypasses the tap; sides: 0 who opened it (Flow.fd), 1 the other
     int other  # socket of side 1

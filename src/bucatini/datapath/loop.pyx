@@ -45,8 +45,9 @@ from bucatini.datapath.tcp_io cimport (
 from bucatini.datapath.tcp_splice cimport splice_continue, splice_event, splice_free, splice_init, splice_rested
 from bucatini.datapath.timers cimport TimerWheel, timer_due, timer_wait_ms, timers_init
 from bucatini.datapath.udp cimport (
-    udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_listener, udp_timer,
+    udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_timer,
 )
+from bucatini.datapath.udp_forward cimport udp_listener
 from bucatini.datapath.worker cimport (
     LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
     count, worker_next,
@@ -495,7 +496,7 @@ cdef class DataPath:
                     elif w.listeners[index].protocol == PROTO_TCP:
                         tcp_listener(w, &w.listeners[index])
                     else:
-                        udp_listener(w, &w.listeners[index])
+                        udp_listener(w, &w.listeners[index], events[i].events)
                 elif kind == REF_SOCKETS:
                     sockets_event(w)
                 else:

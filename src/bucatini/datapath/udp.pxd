@@ -16,16 +16,18 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil
 cdef void udp_flush(Worker *w) noexcept nogil  # end of the batch: all frames kept are sent
 cdef void udp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil  # of the flow's socket, edge triggered
 cdef void udp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put itself on the ready list
-cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil  # datagrams on a forward, level triggered
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil  # its timer fired
 cdef void udp_close(Worker *w, Flow *flow) noexcept nogil  # before worker_drop_flow: what the module keeps of it
 
 cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil  # a forward has a port, or no more
 
-# For `udp_splice`
+# For `udp_forward` and `udp_splice`
 cdef enum:
     UDP_SLOTS = 64  # datagrams received at once
-    UDP_CONTROL = 64  # bytes of control data of one
+    UDP_CONTROL = 96  # bytes of control data of one
+    UDP_ERROR_CONTROL = 512  # and of an error
+    UDP_ERRORS = 16  # errors taken from a queue in one turn
+    UDP_TTL = 64  # what a socket has
 
 cdef struct Slot:  # a received datagram
     uint8_t *payload
@@ -46,6 +48,14 @@ cdef bint udp_segments_refused(int error) noexcept nogil
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil  # NULL: refused (counted)
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
-cdef bint udp_make_room(Worker *w) noexcept nogil  # closes a flow that may go
+# Closes a flow that may go, for its place or for its descriptor.
+cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil
+# Sends the datagrams in the slots from `first` to `n` to the guest, in superframes where that goes.
+cdef void udp_deliver(Worker *w, Flow *flow, int first, int n) noexcept nogil
+# Takes an error from a socket's queue; returns the bytes of the datagram that it is about, in slot 0, or -1.
+# `control` has UDP_ERROR_CONTROL bytes, `name` becomes where the datagram went.
+cdef int udp_next_error(Worker *w, int fd, msghdr *message, sockaddr_any *name, uint8_t *control) noexcept nogil
+# Tells the guest of an error, about a datagram of `size` bytes in slot 0.
+cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept nogil
 # Sockets of ours that hold a source port, where they are (`Pif`).
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil

@@ -1,8 +1,8 @@
 """UDP flows: one connected socket each, datagrams in runs both ways.
 
 Purpose. A flow is the guest's address and port and the other end's. The guest's datagrams go out of a socket
-connected to the other end; what comes back on it goes to the guest. A datagram on a forward opens a flow likewise,
-with a socket bound to the address and port that were asked (U4).
+connected to the other end; what comes back on it goes to the guest. The flows that a forward opens have no socket of
+their own (`udp_forward`).
 
 What it does not do. Broadcast is dropped (`drop_multicast`). A datagram to a multicast group leaves the host (U13);
 an answer from one of its members would come from an address that the connected socket does not take. Datagrams
@@ -40,15 +40,15 @@ from bucatini.datapath.build cimport (
     ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_error, build_udp, icmp_error_of,
 )
 from bucatini.datapath.counters cimport (
-    C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
+    C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
     C_FLOW_REFUSED, C_UDP_ERRORS, C_UDP_EVICTED, C_UDP_FLOWS,
 )
 from bucatini.datapath.flow cimport (
-    FLOW_NONE, FLOW_UDP, PIF_HOST, PIF_SPLICE, PIF_TAP, FlowKey, UdpFlow, flow_find, flow_new,
+    FLOW_NONE, FLOW_UDP, PIF_HOST, PIF_SPLICE, PIF_TAP, FlowKey, UdpFlow, flow_new,
 )
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
-    addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
+    addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
@@ -62,8 +62,9 @@ from bucatini.datapath.syscalls cimport (
     recvmmsg, recvmsg, sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
-from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound, translate_reporter
-from bucatini.datapath.udp_splice cimport udp_splice_answers, udp_splice_serve
+from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
+from bucatini.datapath.udp_forward cimport udp_forward_answer, udp_forward_of, udp_forward_stray
+from bucatini.datapath.udp_splice cimport udp_splice_answers
 from bucatini.datapath.worker cimport (
     Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
 )
@@ -91,9 +92,7 @@ cdef enum:
     RUN_BYTES = 65000
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
-    ERRORS = 16  # errors taken from a queue in one turn
-    FRESH = 64  # new flows of a forward in one go
-    DRAIN = 16  # receive calls on a forward in one turn
+    EARLY = 16  # receive calls for what came before connect()
     DNS = 53
     TTL_DEFAULT = 64
 
@@ -102,6 +101,7 @@ cdef uint64_t IDLE_NS = 30 * SECOND
 cdef uint64_t STREAM_NS = 180 * SECOND
 cdef uint64_t DNS_NS = 10 * SECOND
 cdef uint64_t SILENT_NS = SECOND  # a flow may go for another one
+cdef uint64_t EARLY_NS = SECOND // 10  # what the kernel was about to queue at connect() is there by then
 
 cdef struct Run:  # datagrams of one flow on their way to its socket
     Flow *flow
@@ -120,8 +120,6 @@ cdef struct Udp:
     uint8_t control[UDP_SLOTS * UDP_CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
-    uint32_t fresh[FRESH]  # flows that a forward has just opened
-    uint32_t fresh_count
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
     uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
@@ -137,6 +135,10 @@ cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept
 
 
 cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil:
+    cdef int one = 1
+    if change > 0 and listener.pif == PIF_HOST:  # a dual stack socket takes both
+        setsockopt(listener.fd, IPPROTO_IP, IP_RECVERR, &one, sizeof(one))
+        setsockopt(listener.fd, IPPROTO_IPV6, IPV6_RECVERR, &one, sizeof(one))
     if listener.version != 6:
         udp_held(w, listener.pif, True, listener.port)[0] += change
     if listener.version != 4:
@@ -169,8 +171,8 @@ cdef void udp_free(Worker *w) noexcept nogil:
 # To the host
 
 
-cdef void tell_guest(Worker *w, Flow *flow, int error, const addr_t *reporter, uint32_t mtu, const uint8_t *payload,
-                     uint32_t size) noexcept nogil:
+cdef void udp_tell_guest(Worker *w, Flow *flow, int error, const addr_t *reporter, uint32_t mtu, const uint8_t *payload,
+                         uint32_t size) noexcept nogil:
     """Send the ICMP error about a datagram of `size` bytes that the guest sent, quoting it."""
     cdef uint8_t[UDP_HLEN + 512] quoted
     cdef udp_hdr *header = <udp_hdr *> quoted
@@ -219,13 +221,18 @@ cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
     return -errno
 
 
-cdef int send_out(Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
-    """One send to the flow's socket; `segment`: size of the datagrams, 0: one. 0 or -errno."""
+cdef int send_out(Worker *w, Flow *flow, iovec *iov, uint32_t n, uint16_t segment) noexcept nogil:
+    """One send to the flow's socket, or that of its forward; `segment`: size of the datagrams, 0: one. 0 or -errno."""
+    cdef sockaddr_any name
+    cdef uint8_t[UDP_CONTROL] control
     cdef msghdr message
+    cdef int fd = flow.fd
     memset(&message, 0, sizeof(message))
+    if fd < 0:
+        fd = udp_forward_answer(w, flow, &message, &name, control)
     message.msg_iov = iov
     message.msg_iovlen = n
-    return udp_send(flow.fd, &message, segment)
+    return udp_send(fd, &message, segment)
 
 
 cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexcept nogil:
@@ -234,14 +241,14 @@ cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexc
     cdef int error
     iov.iov_base = payload
     iov.iov_len = size
-    error = -send_out(flow, &iov, 1, 0)
+    error = -send_out(w, flow, &iov, 1, 0)
     if error == 0:
         return
     count(w, C_DROP_UDP_SEND)
     if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
         return
-    tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload,
-               size)
+    udp_tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload,
+                   size)
 
 
 cdef void send_pieces(Worker *w, Flow *flow, uint8_t *payload, uint32_t total, uint32_t size) noexcept nogil:
@@ -268,13 +275,13 @@ cdef void flush_run(Worker *w, Run *run) noexcept nogil:
     if flow == NULL or n == 0:
         return
     if n > 1 and not flow.u.udp.no_segment:
-        error = -send_out(flow, run.iov, n, <uint16_t> run.size)
+        error = -send_out(w, flow, run.iov, n, <uint16_t> run.size)
         if error == 0:
             return
         if not udp_segments_refused(error):
             if error != EAGAIN and error != ENOBUFS and error != ENOMEM:
-                tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base,
-                           run.size)
+                udp_tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base,
+                               run.size)
             count_n(w, C_DROP_UDP_SEND, n)
             return
         flow.u.udp.no_segment = 1
@@ -308,7 +315,7 @@ cdef void send_superframe(Worker *w, Flow *flow, const FrameRef *ref) noexcept n
         if part > size and not flow.u.udp.no_segment:
             iov.iov_base = ref.payload + at
             iov.iov_len = part
-            error = -send_out(flow, &iov, 1, <uint16_t> size)
+            error = -send_out(w, flow, &iov, 1, <uint16_t> size)
             if error == 0:
                 at += part
                 continue
@@ -351,6 +358,10 @@ cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
     """Give the socket the guest's TTL and traffic class, when they change (U3)."""
     cdef int value
     cdef bint v4 = addr_is_v4(&flow.target)
+    if flow.fd < 0:  # told with each answer
+        flow.u.udp.ttl = ref.ttl
+        flow.u.udp.tos = ref.tos
+        return
     if ref.ttl != flow.u.udp.ttl and ref.ttl:
         flow.u.udp.ttl = ref.ttl
         value = ref.ttl
@@ -368,6 +379,10 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         count(w, C_DROP_DISABLED)
         return
     flow = worker_find(w, ref)
+    if flow != NULL and flow.fd < 0 and udp_forward_of(w, flow) == NULL:
+        udp_flush(w)
+        udp_close_flow(w, flow)  # its forward is gone: it goes on as the guest's
+        flow = NULL
     if flow == NULL:
         flow = open_from_guest(w, ref)
         if flow == NULL:
@@ -423,7 +438,7 @@ cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
     list_as_newest(w, flow)
 
 
-cdef bint udp_make_room(Worker *w) noexcept nogil:
+cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil:
     """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
     cdef Flow *flow
     cdef UdpFlow *u
@@ -433,7 +448,8 @@ cdef bint udp_make_room(Worker *w) noexcept nogil:
             return False
         flow = &w.flows.flows[udp(w).oldest]
         u = &flow.u.udp
-        if not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
+        if not u.batch and (flow.fd >= 0 or not descriptor) and (
+                w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
             count(w, C_UDP_EVICTED)
             udp_close_flow(w, flow)
             return True
@@ -445,7 +461,7 @@ cdef bint udp_make_room(Worker *w) noexcept nogil:
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
-    if flow == NULL and udp_make_room(w):
+    if flow == NULL and udp_make_room(w, False):
         flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
@@ -461,7 +477,7 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w):
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w, True):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno
@@ -533,12 +549,13 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
     if connect(flow.fd, &sa.sa, size) < 0 or worker_watch(w, flow, EPOLLIN) < 0:
         error = errno
         count(w, C_DROP_UDP_NO_SOCKET)
-        tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
+        udp_tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
         udp_close_flow(w, flow)
         return NULL
     udp_opened(w, flow)
     if flow.u.udp.bound_port:
-        take_early(w, flow, NULL)
+        flow.u.udp.sure_at = w.now + EARLY_NS
+        take(w, flow, EARLY)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
@@ -601,16 +618,15 @@ cdef int udp_run_length(Worker *w, int first, int n) noexcept nogil:
     return i - first
 
 
-cdef void deliver(Worker *w, Flow *flow, int n) noexcept nogil:
-    """Send `n` received datagrams to the guest, in superframes where it goes."""
+cdef void udp_deliver(Worker *w, Flow *flow, int first, int n) noexcept nogil:
     cdef Udp *u = udp(w)
     cdef Link *link = w.link
     cdef vnet_hdr vnet
     cdef uint32_t total
-    cdef int first = 0, run, i
+    cdef int run, i
     flow.u.udp.last = w.now
     if flow.u.udp.to_guest < 1000:
-        flow.u.udp.to_guest += n
+        flow.u.udp.to_guest += n - first
     while first < n:
         run = udp_run_length(w, first, n) if link.features & LINK_USO else 1
         if run == 1:
@@ -625,6 +641,20 @@ cdef void deliver(Worker *w, Flow *flow, int n) noexcept nogil:
             u.frame[1].iov_len = build_udp(w, u.header, &flow.key, u.messages[first].msg_len, total, &vnet)
             link.send(link, u.frame, run + 2, &vnet)
         first += run
+
+
+cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
+    """Find the address that a datagram was sent to; unspecified when unknown."""
+    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(<msghdr *> message)
+    memset(out, 0, sizeof(addr_t))
+    while cmsg != NULL:
+        if cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_PKTINFO:
+            addr_from_v4(out, (<in_pktinfo *> CMSG_DATA(cmsg)).ipi_addr.s_addr)
+            return
+        if cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_PKTINFO:
+            memcpy(out, &(<in6_pktinfo *> CMSG_DATA(cmsg)).ipi6_addr, 16)
+            return
+        cmsg = CMSG_NXTHDR(<msghdr *> message, cmsg)
 
 
 cdef int udp_receive(Worker *w, int fd, int n, bint names) noexcept nogil:
@@ -652,20 +682,51 @@ cdef int udp_receive(Worker *w, int fd, int n, bint names) noexcept nogil:
     return recvmmsg(fd, u.messages, n, MSG_DONTWAIT, NULL)
 
 
-cdef void drain(Worker *w, Flow *flow) noexcept nogil:
-    """Take what the socket has, as far as the share of this turn goes."""
+cdef bint is_from(const Flow *flow, const sockaddr_any *name) noexcept nogil:
+    """Whether it is the address that the flow's socket is connected to."""
+    cdef addr_t peer
+    return sockaddr_read(name, &peer) == flow.target_port and addr_equal(&peer, &flow.target)
+
+
+cdef void sort_out(Worker *w, Flow *flow, int n) noexcept nogil:
+    """Pass on what has come on a new socket: what came between bind() and connect() may be anybody's (U9)."""
+    cdef Udp *u = udp(w)
+    cdef int first = 0, end
+    while first < n:
+        end = first
+        while end < n and is_from(flow, &u.names[end]):
+            end += 1
+        if end > first:
+            udp_deliver(w, flow, first, end)
+        else:
+            end += 1
+            udp_forward_stray(w, flow, first)
+        first = end
+
+
+cdef bint take(Worker *w, Flow *flow, int calls) noexcept nogil:
+    """Take what the socket has, in so many calls at most; returns whether there may be more."""
+    cdef bint early = w.now < flow.u.udp.sure_at
     cdef int _i
     cdef int n
-    for _i in range(SHARE):
-        n = udp_receive(w, flow.fd, UDP_SLOTS, False)
+    for _i in range(calls):
+        n = udp_receive(w, flow.fd, UDP_SLOTS, early)
         if n < 0:
             if errno == EINTR or errno == ECONNREFUSED:
                 continue
-            return
-        deliver(w, flow, n)
+            return False
+        if early:
+            sort_out(w, flow, n)
+        else:
+            udp_deliver(w, flow, 0, n)
         if n < UDP_SLOTS:
-            return
-    if not flow.u.udp.queued:
+            return False
+    return True
+
+
+cdef void drain(Worker *w, Flow *flow) noexcept nogil:
+    """Take what the socket has, as far as the share of this turn goes."""
+    if take(w, flow, SHARE) and not flow.u.udp.queued:
         flow.u.udp.queued = 1
         worker_continue(w, flow)
 
@@ -688,208 +749,61 @@ cdef void udp_continue(Worker *w, Flow *flow) noexcept nogil:
         drain(w, flow)
 
 
+cdef int udp_next_error(Worker *w, int fd, msghdr *message, sockaddr_any *name, uint8_t *control) noexcept nogil:
+    cdef iovec iov
+    memset(message, 0, sizeof(msghdr))
+    iov.iov_base = udp(w).slots
+    iov.iov_len = 65536
+    message.msg_iov = &iov
+    message.msg_iovlen = 1
+    message.msg_name = name
+    message.msg_namelen = sizeof(sockaddr_any)
+    message.msg_control = control
+    message.msg_controllen = UDP_ERROR_CONTROL
+    return <int> recvmsg(fd, message, MSG_ERRQUEUE | MSG_DONTWAIT)
+
+
+cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept nogil:
+    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(message)
+    cdef sock_extended_err *found
+    cdef addr_t reporter
+    cdef int error
+    while cmsg != NULL:
+        if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
+                or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
+            found = <sock_extended_err *> CMSG_DATA(cmsg)
+            error = icmp_error_of(<int> found.ee_errno)
+            memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
+            if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
+                sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
+                if addr_is_unspecified(&reporter) or addr_equal(&reporter, &flow.target):
+                    memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
+                else:
+                    translate_reporter(w, &reporter)
+                # Time exceeded: RFC 792 type 11, RFC 4443 type 3
+                if error == ICMP_HOST_UNREACHABLE and found.ee_type == (
+                        11 if found.ee_origin == SO_EE_ORIGIN_ICMP else 3):
+                    error = ICMP_TTL_EXCEEDED
+            udp_tell_guest(w, flow, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, udp(w).slots,
+                           <uint32_t> size)
+            return
+        cmsg = CMSG_NXTHDR(message, cmsg)
+
+
 cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
     """Tell the guest what the network says about its datagrams (U1, U2, U3)."""
-    cdef Udp *u = udp(w)
+    cdef sockaddr_any name
+    cdef uint8_t[UDP_ERROR_CONTROL] control
     cdef msghdr message
-    cdef cmsghdr *cmsg
-    cdef sock_extended_err *found
-    cdef iovec iov
-    cdef uint8_t[512] control
-    cdef addr_t reporter
-    cdef ssize_t n
-    cdef int _i, error, value
+    cdef int _i, n, value
     cdef socklen_t size = sizeof(value)
-    for _i in range(ERRORS):
-        memset(&message, 0, sizeof(message))
-        iov.iov_base = u.slots
-        iov.iov_len = 65536
-        message.msg_iov = &iov
-        message.msg_iovlen = 1
-        message.msg_control = control
-        message.msg_controllen = sizeof(control)
-        n = recvmsg(flow.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT)
+    for _i in range(UDP_ERRORS):
+        n = udp_next_error(w, flow.fd, &message, &name, control)
         if n < 0:
             break
-        cmsg = CMSG_FIRSTHDR(&message)
-        while cmsg != NULL:
-            if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
-                    or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
-                found = <sock_extended_err *> CMSG_DATA(cmsg)
-                error = icmp_error_of(<int> found.ee_errno)
-                memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-                if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
-                    sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
-                    if addr_is_unspecified(&reporter) or addr_equal(&reporter, &flow.target):
-                        memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-                    else:
-                        translate_reporter(w, &reporter)
-                    # Time exceeded: RFC 792 type 11, RFC 4443 type 3
-                    if error == ICMP_HOST_UNREACHABLE and found.ee_type == (
-                            11 if found.ee_origin == SO_EE_ORIGIN_ICMP else 3):
-                        error = ICMP_TTL_EXCEEDED
-                tell_guest(w, flow, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, u.slots,
-                           <uint32_t> n)
-                break
-            cmsg = CMSG_NXTHDR(&message, cmsg)
+        udp_report(w, flow, &message, n)
     # What the queue held is also the error of the next call: it was told
     getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &value, &size)
-
-
-# Forwards
-
-
-cdef void take_early(Worker *w, Flow *flow, Listener *listener) noexcept nogil:
-    """Sort out what came between bind() and connect(): anybody's datagrams (U9)."""
-    cdef Udp *u = udp(w)
-    cdef addr_t peer
-    cdef uint16_t port
-    cdef int n
-    cdef int _i
-    for _i in range(UDP_SLOTS):
-        n = udp_receive(w, flow.fd, 1, True)
-        if n <= 0:
-            return
-        port = sockaddr_read(&u.names[0], &peer)
-        if port == flow.target_port and addr_equal(&peer, &flow.target):
-            deliver(w, flow, 1)
-        elif listener != NULL:
-            serve(w, listener, 0)
-        else:
-            serve_port(w, flow.u.udp.bound_port, &peer)
-
-
-cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil:
-    """Find the address that a datagram was sent to; unspecified when unknown."""
-    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(<msghdr *> message)
-    memset(out, 0, sizeof(addr_t))
-    while cmsg != NULL:
-        if cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_PKTINFO:
-            addr_from_v4(out, (<in_pktinfo *> CMSG_DATA(cmsg)).ipi_addr.s_addr)
-            return
-        if cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_PKTINFO:
-            memcpy(out, &(<in6_pktinfo *> CMSG_DATA(cmsg)).ipi6_addr, 16)
-            return
-        cmsg = CMSG_NXTHDR(<msghdr *> message, cmsg)
-
-
-cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, const addr_t *peer, uint16_t port,
-                          const addr_t *asked, uint32_t scope_id) noexcept nogil:
-    """A datagram on a forward from somebody new: a socket bound to the address it asked, connected to it (U4)."""
-    cdef sockaddr_any sa
-    cdef socklen_t size
-    cdef int one = 1
-    cdef Flow *flow = udp_new_flow(w, key)
-    if flow == NULL:
-        return NULL
-    memcpy(&flow.target, peer, sizeof(addr_t))
-    flow.target_port = port
-    flow.from_host = 1
-    flow.u.udp.ttl = TTL_DEFAULT
-    flow.fd = make_socket(w, peer)
-    if flow.fd >= 0:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
-        size = sockaddr_fill(&sa, asked, listener.port, scope_id)
-        if bind(flow.fd, &sa.sa, size) == 0:
-            size = sockaddr_fill(&sa, peer, port, scope_id)
-            if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
-                udp_opened(w, flow)
-                timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
-                return flow
-    else:
-        flow.fd = -1
-    count(w, C_DROP_UDP_NO_SOCKET)
-    udp_close_flow(w, flow)
-    return NULL
-
-
-cdef void serve(Worker *w, Listener *listener, int slot) noexcept nogil:
-    """Pass one datagram of a forward on, opening its flow if it is the first."""
-    cdef Udp *u = udp(w)
-    cdef FlowKey key
-    cdef addr_t peer, asked
-    cdef uint16_t port = sockaddr_read(&u.names[slot], &peer)
-    cdef uint32_t scope_id = listener.scope_id
-    cdef Flow *flow
-    if addr_is_v4(&peer) == 0 and u.names[slot].sa.sa_family == AF_INET6 and u.names[slot].in6.sin6_scope_id:
-        scope_id = u.names[slot].in6.sin6_scope_id
-    memset(&key, 0, sizeof(key))
-    key.gport = listener.to
-    key.rport = port
-    key.protocol = PROTO_UDP
-    if port == 0 or translate_inbound(w, listener, &peer, &key.remote, &key.guest) < 0:
-        count(w, C_DROP_UDP_INBOUND)
-        return
-    flow = flow_find(w.flows, &key)
-    if flow == NULL:
-        udp_asked_address(&u.messages[slot].msg_hdr, &asked)
-        if addr_is_unspecified(&asked) and not addr_is_unspecified(&listener.address):
-            memcpy(&asked, &listener.address, sizeof(addr_t))
-        if addr_is_unspecified(&asked) and addr_is_v4(&peer):
-            addr_from_v4(&asked, 0)
-        if addr_is_multicast(&asked):
-            count(w, C_DROP_UDP_INBOUND)
-            return
-        flow = open_from_host(w, listener, &key, &peer, port, &asked, scope_id)
-        if flow == NULL:
-            return
-        if u.fresh_count < FRESH:
-            u.fresh[u.fresh_count] = flow.index
-            u.fresh_count += 1
-            flow.u.udp.fresh = 1
-    flow.u.udp.last = w.now
-    if flow.u.udp.to_guest < 1000:
-        flow.u.udp.to_guest += 1
-    deliver_one(w, &flow.key, u.slots + slot * SLOT, u.messages[slot].msg_len)
-
-
-cdef void serve_port(Worker *w, uint16_t port, const addr_t *peer) noexcept nogil:
-    """Give a datagram that came on a flow's socket to the forward that shares its port."""
-    cdef Listener *listener
-    cdef uint32_t i
-    for i in range(w.listener_count):
-        listener = &w.listeners[i]
-        if (listener.used and listener.protocol == PROTO_UDP and listener.pif == PIF_HOST and listener.port == port
-                and (listener.version == 0 or (listener.version == 4) == addr_is_v4(peer))):
-            serve(w, listener, 0)
-            return
-    count(w, C_DROP_UDP_INBOUND)
-
-
-cdef void udp_listener(Worker *w, Listener *listener) noexcept nogil:
-    """Datagrams on a forward. Of those that go over the tap most are on a flow's own socket: only first ones come here.
-
-    What waits here is older than what has come on the sockets that it opens: first all of it, then theirs (U9).
-    Departure: of another new peer, what came on a socket between its bind() and connect() may be overtaken by what that
-    peer sent right after.
-    """
-    cdef Udp *u = udp(w)
-    cdef Flow *flow
-    cdef uint32_t next_ = 0
-    cdef int _i
-    cdef int n, i, room, done
-    for _i in range(DRAIN):
-        room = FRESH - <int> u.fresh_count
-        n = udp_receive(w, listener.fd, room if room < UDP_SLOTS else UDP_SLOTS, True)
-        i = 0
-        while i < n:
-            done = udp_splice_serve(w, listener, i, n)
-            if done == 0:
-                done = 1
-                if listener.pif == PIF_HOST and w.link != NULL:
-                    serve(w, listener, i)
-                else:
-                    count(w, C_DROP_UDP_INBOUND)
-            i += done
-        if n <= 0 or (n < UDP_SLOTS and u.fresh_count == 0) or u.fresh_count == FRESH:
-            break
-    while next_ < u.fresh_count:  # which may become more
-        flow = &w.flows.flows[u.fresh[next_]]
-        next_ += 1
-        if flow.kind == FLOW_UDP and flow.u.udp.fresh:
-            flow.u.udp.fresh = 0
-            take_early(w, flow, listener)
-    u.fresh_count = 0
 
 
 cdef void udp_timer(Worker *w, Flow *flow) noexcept nogil:

@@ -23,14 +23,13 @@ from libc.string cimport memcmp, memcpy, memset
 from bucatini.datapath.counters cimport C_DROP_UDP_INBOUND, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SPLICE, C_UDP_SPLICE_FLOWS
 from bucatini.datapath.flow cimport PIF_HOST, PIF_SPLICE, Flow, FlowKey, flow_find
 from bucatini.datapath.headers cimport (
-    PROTO_UDP, addr_from_v4, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t,
+    PROTO_UDP, addr_from_v4, addr_is_multicast, addr_is_v4, addr_t,
 )
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, EPOLLIN, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6,
-    IPV6_PKTINFO, MSG_DONTWAIT, MSG_TRUNC, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind,
-    cmsghdr, connect, in6_pktinfo, in_pktinfo, iovec, msghdr, recv, setsockopt, sockaddr_in6, socket, socklen_t,
+    AF_INET, AF_INET6, EPOLLIN, MSG_DONTWAIT, MSG_TRUNC, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    SOL_SOCKET, bind, connect, iovec, msghdr, recv, setsockopt, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_bypass
@@ -38,6 +37,7 @@ from bucatini.datapath.udp cimport (
     UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_close_flow, udp_held, udp_make_room, udp_new_flow, udp_opened,
     udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
 )
+from bucatini.datapath.udp_forward cimport udp_address_answer
 from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_watch
 
 
@@ -83,9 +83,9 @@ cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:
     cdef int fd
     if pif == PIF_SPLICE:
         fd = sockets_take(w, PROTO_UDP, v4)
-        return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w) else fd
+        return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w, True) else fd
     fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w):
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w, True):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     return fd if fd >= 0 else -errno
 
@@ -201,46 +201,6 @@ cdef int udp_splice_serve(Worker *w, Listener *listener, int first, int n) noexc
 # On the way back
 
 
-cdef socklen_t sender(const Listener *listener, const FlowKey *key, sockaddr_any *name, uint8_t *control,
-                      size_t *control_size) noexcept nogil:
-    """Write where an answer goes and, as control data, from where, for the socket of the listener."""
-    cdef msghdr message
-    cdef cmsghdr *cmsg
-    cdef in_pktinfo info4
-    cdef in6_pktinfo info6
-    cdef socklen_t size
-    memset(&message, 0, sizeof(message))
-    message.msg_control = control
-    message.msg_controllen = UDP_CONTROL
-    memset(control, 0, UDP_CONTROL)
-    cmsg = CMSG_FIRSTHDR(&message)
-    if listener.version == 4:
-        size = sockaddr_fill(name, &key.remote, key.rport, 0)
-        memset(&info4, 0, sizeof(info4))
-        info4.ipi_spec_dst.s_addr = key.guest.w[3]
-        cmsg.cmsg_level = IPPROTO_IP
-        cmsg.cmsg_type = IP_PKTINFO
-        cmsg.cmsg_len = CMSG_LEN(sizeof(info4))
-        memcpy(CMSG_DATA(cmsg), &info4, sizeof(info4))
-        control_size[0] = CMSG_SPACE(sizeof(info4))
-    else:  # a v4-mapped address does for both (udp_sendmsg takes it in IPV6_PKTINFO too)
-        memset(name, 0, sizeof(sockaddr_any))
-        name.in6.sin6_family = <unsigned short> AF_INET6
-        name.in6.sin6_port = (key.rport >> 8) | <uint16_t> (key.rport << 8)
-        memcpy(&name.in6.sin6_addr, &key.remote, 16)
-        size = sizeof(sockaddr_in6)
-        memset(&info6, 0, sizeof(info6))
-        memcpy(&info6.ipi6_addr, &key.guest, 16)
-        cmsg.cmsg_level = IPPROTO_IPV6
-        cmsg.cmsg_type = IPV6_PKTINFO
-        cmsg.cmsg_len = CMSG_LEN(sizeof(info6))
-        memcpy(CMSG_DATA(cmsg), &info6, sizeof(info6))
-        control_size[0] = CMSG_SPACE(sizeof(info6))
-    if addr_is_unspecified(&key.guest):
-        control_size[0] = 0
-    return size
-
-
 cdef void udp_splice_answers(Worker *w, Flow *flow) noexcept nogil:
     cdef Listener *listener = &w.listeners[flow.u.udp.listener]
     cdef sockaddr_any name
@@ -252,9 +212,7 @@ cdef void udp_splice_answers(Worker *w, Flow *flow) noexcept nogil:
         udp_close_flow(w, flow)  # its forward is gone
         return
     memset(&message, 0, sizeof(message))
-    message.msg_name = &name
-    message.msg_control = control
-    message.msg_namelen = sender(listener, &flow.key, &name, control, &message.msg_controllen)
+    udp_address_answer(listener, &flow.key.remote, flow.key.rport, &flow.key.guest, 0, &message, &name, control)
     for _i in range(SHARE):
         n = udp_receive(w, flow.fd, UDP_SLOTS, False)
         if n < 0:

@@ -16,7 +16,7 @@ import pytest
 from bucatini.wire import icmp, ipv4, tcp, udp
 from bucatini.wire.ethernet import Ethernet
 from bucatini.wire.tcp import ACK, FIN, PSH, RST, SYN, Tcp
-from unit.datapath.guest_link import GUEST, HOST, VNET, Link
+from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, VNET, Link, mapped
 
 WINDOW_SCALE_7 = ((tcp.OPTION_MSS, (1460).to_bytes(2, "big")), (tcp.OPTION_WINDOW_SCALE, b"\x07"))
 TESTS = Path(__file__).parents[2]
@@ -245,6 +245,24 @@ def test_U9_what_is_asked_at_once_is_answered_in_order(link: Link) -> None:
         for number in range(50):
             link.send(17, udp.Udp(5000, to, b"%d" % number).emit(GUEST, HOST))
         assert [sock.recv(100) for _ in range(50)] == [b"%d" % number for number in range(50)]
+
+
+def test_what_a_forward_has_opened_goes_on_when_it_is_removed(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer, socket.socket(peer.family, peer.type) as forward:
+        forward.bind(("127.0.0.1", 0))
+        port = forward.getsockname()[1]
+        peer.settimeout(5)
+        peer.connect(forward.getsockname())
+        link.path.guest_mac(GUEST_MAC)  # else it would be sent to everybody
+        handle = link.path.add_listener(forward.detach(), 17, 4, port, port, address=mapped(bytes([127, 0, 0, 1])))
+        peer.send(b"question")
+        asked = udp.Udp.parse(link.receive().payload)
+        assert (asked.dport, asked.payload) == (port, b"question")
+        for answer in (b"before", b"after"):
+            link.send(17, udp.Udp(port, asked.sport, answer).emit(GUEST, HOST))
+            assert peer.recv(100) == answer
+            if answer == b"before":
+                link.path.remove_listener(handle)
 
 
 def test_U10_what_the_host_forbids_stops_that_flow_alone(link: Link) -> None:
