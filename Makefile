@@ -15,12 +15,12 @@ export PIP_ROOT_USER_ACTION := ignore
 # release, debug: how the compiled modules below src/ are built. (asan and coverage have a place of their own.)
 BUCATINI_BUILD ?= release
 
-COMPILED := $(wildcard src/bucatini/*/*.pyx src/bucatini/*/*.pxd src/bucatini/*.pxd)
+COMPILED := $(wildcard src/bucatini/*/*.pyx src/bucatini/*/*.pxd src/bucatini/*.pxd tests/fuzz/*.pyx)
 STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
 
-.PHONY: build run test lint unit system bench micro soak cases asan coverage man clean help packages
+.PHONY: build run test lint unit system bench micro soak cases asan fuzz coverage man clean help packages
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -69,7 +69,7 @@ lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
 	@failed=; check() { echo "$$*"; "$$@" || failed="$$failed $$1"; }; \
 	check ruff format --check .; \
 	check ruff check .; \
-	check cython-lint src/bucatini; \
+	check cython-lint src/bucatini tests/fuzz; \
 	check mypy --strict src/bucatini; \
 	check codespell; \
 	check $(PYTEST) -q tests/unit/test_layers.py tests/unit/test_theory.py; \
@@ -100,6 +100,30 @@ asan: build packages ## unit and system tests against a build with address and u
 	    $(PYTEST) -m 'not lint and not release' tests/unit
 	BUCATINI_TEST_PACKAGE=$(CURDIR)/build/asan/lib BUCATINI_TEST_PRELOAD="$(ASAN_LIBS)" $(PYTEST) -m 'not release' tests/system
 
+# libFuzzer sees the compiled modules (clang, below build/fuzz) and, by atheris, Python's. The corpora in the repository
+# are what a run begins with; KEEP=1 writes back what it found, without what says nothing new.
+FUZZ = LD_PRELOAD=$$($(PY) -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so \
+    PYTHONPATH=$(CURDIR)/build/fuzz/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    $(PY) -s tests/fuzz/run.py
+TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/corpus/*.hex)))
+fuzz: build ## the fuzz targets under the sanitizers, 20 s each (TARGETS="tcp dns", SECONDS=, RUNS=, BLIND=1, KEEP=1)
+	tools/packages clang
+	$(PY) -m pip install --quiet --group fuzz
+	CC=clang BUCATINI_BUILD=fuzz $(PY) setup.py --quiet build --build-base build/fuzz/base --build-lib build/fuzz/lib
+	for target in $(TARGETS); do \
+	    echo "fuzz: $$target"; \
+	    $(FUZZ) $(if $(BLIND),--blind) $$target build/fuzz/corpus/$$target \
+	        $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(or $(SECONDS),20)) >build/fuzz/$$target.log 2>&1 || \
+	        { tail -50 build/fuzz/$$target.log; exit 1; }; \
+	    grep -E 'cov: .* DONE|DONE|number_of_executed_units' build/fuzz/$$target.log; \
+	    [ -z "$(KEEP)" ] || { \
+	        rm -rf build/fuzz/small && mkdir build/fuzz/small; \
+	        $(FUZZ) $$target build/fuzz/small -merge=1 build/fuzz/corpus/$$target >build/fuzz/merge.log 2>&1; \
+	        $(PY) tests/fuzz/run.py --keep $$target build/fuzz/small >build/fuzz/$$target.hex; \
+	        mv build/fuzz/$$target.hex tests/fuzz/corpus/; \
+	    }; \
+	done
+
 coverage: build ## line coverage of the unit tests, compiled modules included: build/coverage/html
 	BUCATINI_BUILD=coverage $(PY) setup.py --quiet build --build-base build/coverage/base --build-lib build/coverage/lib
 	PYTHONPATH=$(CURDIR)/build/coverage/lib BUCATINI_TEST_PACKAGE=$(CURDIR)/build/coverage/lib \
@@ -117,4 +141,4 @@ man: build ## docs/man/*.1, from the option table
 clean: ## everything that can be made again
 	rm -rf build dist src/*.egg-info $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find src tests \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
-	find src -name '*.pyx' -print0 | while IFS= read -r -d '' file; do rm -f "$${file%.pyx}.c"; done
+	find src tests -name '*.pyx' -print0 | while IFS= read -r -d '' file; do rm -f "$${file%.pyx}.c"; done

@@ -1,12 +1,13 @@
 """Build of what is compiled: the packet path, and the benchmark's instruments.
 
-BUCATINI_BUILD: release (default), debug, coverage or asan.
+BUCATINI_BUILD: release (default), debug, coverage, asan or fuzz (by clang, for libFuzzer).
 """
 
 import os
 import re
 import shlex
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -20,9 +21,15 @@ CFLAGS = {
     "debug": ["-O0", "-g3"],
     "coverage": ["-O0", "-g1"],
     "asan": ["-O1", "-g3", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
+    "fuzz": ["-O1", "-g1", "-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined"],
 }[BUILD] + ["-Wall", "-Wno-unused-function"]
-SOURCES = sorted(Path("src/bucatini").glob("*/*.pyx"))
 GENERATED = Path("build/generated")
+
+
+TARGET_CFLAGS = ["-O2", "-g1", "-fno-strict-aliasing", "-Wno-unused-function"]
+SOURCES = {".".join(path.with_suffix("").parts[1:]): path for path in sorted(Path("src/bucatini").glob("*/*.pyx"))}
+if {"build", "build_ext"} & set(sys.argv):  # make's commands, not a package's: what the fuzz targets are made of
+    SOURCES |= {f"fuzz_{path.stem}": path for path in sorted(Path("tests/fuzz").glob("*.pyx"))}
 
 
 def write_syscall_names() -> None:
@@ -56,17 +63,19 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                ".".join(path.with_suffix("").parts[1:]),
+                name,
                 [str(path)],
                 include_dirs=[str(GENERATED)],
-                extra_compile_args=CFLAGS,
+                # A target is not what is looked for faults in
+                extra_compile_args=TARGET_CFLAGS if BUILD == "fuzz" and name.startswith("fuzz_") else CFLAGS,
                 extra_link_args=CFLAGS if BUILD == "asan" else [],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if BUILD == "coverage" else [],
             )
-            for path in SOURCES
+            for name, path in SOURCES.items()
         ],
         # Cython.Coverage wants the C beside its source; otherwise src/ stays clean.
         build_dir=None if BUILD == "coverage" else f"build/cython-{BUILD}",
+        include_path=["src"],
         nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,

@@ -4,9 +4,10 @@ Data. `PACKETS` buffers of 64 KiB and a map of the 8-byte blocks each has receiv
 by its addresses, identification and protocol. When all buffers are in use the oldest packet gives way
 (`drop_fragment_budget`).
 
-Overlaps discard the whole packet (RFC 5722 §4, and for IPv4 likewise): nobody honest makes them. So does a fragment
-that would end beyond 65535 bytes, or one other than the last whose length is no multiple of 8. A packet that is not
-complete after `TIMEOUT4_NS` or `TIMEOUT6_NS` is forgotten. Departure: no "time exceeded" is sent about it.
+Overlaps discard the whole packet (RFC 5722 §4, and for IPv4 likewise): nobody honest makes them. So does data behind
+the last fragment. A fragment that would end beyond 65535 bytes, or one other than the last whose length is no multiple
+of 8, is left out. A packet that is not complete after `TIMEOUT4_NS` or `TIMEOUT6_NS` is forgotten. Departure: no
+"time exceeded" is sent about it.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -48,14 +49,18 @@ cdef struct Packet:
     uint8_t ttl
     uint64_t born  # ns
     uint32_t received  # bytes
+    uint32_t end  # of the data that is furthest behind
     uint32_t total  # bytes, 0: the last fragment is not here yet
     uint64_t blocks[128]  # bit map of BLOCKS
-    uint8_t header[IPV6_HLEN]  # room for an IP header in front of the data
-    uint8_t data[DATA_MAX + 9]
+    uint8_t bytes[IPV6_HLEN + DATA_MAX + 9]  # the data, behind room for an IP header
 
 cdef struct Reassembly:
     Packet packets[PACKETS]
     Packet *done  # complete and handed out: free at the next call
+
+
+cdef inline uint8_t *data_of(Packet *p) noexcept nogil:
+    return p.bytes + IPV6_HLEN
 
 
 cdef int reassemble_init(Worker *w) noexcept nogil:
@@ -104,6 +109,7 @@ cdef Packet *packet_of(Worker *w, const FrameRef *ref) noexcept nogil:
     p.ttl = ref.ttl
     p.born = w.now
     p.received = 0
+    p.end = 0
     p.total = 0
     memset(p.blocks, 0, sizeof(p.blocks))
     return p
@@ -124,7 +130,7 @@ cdef uint8_t *put_header(Packet *p) noexcept nogil:
     cdef ipv4_hdr *ip4
     cdef ipv6_hdr *ip6
     if p.version == 4:
-        ip4 = <ipv4_hdr *> (p.data - IPV4_HLEN)
+        ip4 = <ipv4_hdr *> (data_of(p) - IPV4_HLEN)
         memset(ip4, 0, IPV4_HLEN)
         ip4.version_ihl = 0x45
         ip4.tos = p.tos
@@ -135,7 +141,7 @@ cdef uint8_t *put_header(Packet *p) noexcept nogil:
         ip4.dst_be = p.dst.w[3]
         ip4.checksum_be = ~checksum_fold(checksum_add(0, <uint8_t *> ip4, IPV4_HLEN))
         return <uint8_t *> ip4
-    ip6 = <ipv6_hdr *> (p.data - IPV6_HLEN)
+    ip6 = <ipv6_hdr *> p.bytes
     ip6.version_class_flow_be = htonl(<uint32_t> 0x60000000 | (<uint32_t> p.tos << 20))
     ip6.payload_length_be = htons(<uint16_t> p.total)
     ip6.next_header = p.protocol
@@ -158,11 +164,13 @@ cdef int reassemble(Worker *w, FrameRef *ref) noexcept nogil:
         return -C_DROP_FRAGMENT
     p = packet_of(w, ref)
     if (not mark(p, offset // 8, (size + 7) // 8) or (p.total and (offset + size > p.total or not ref.fragment_more))
-            or (not ref.fragment_more and p.received > offset)):
+            or (not ref.fragment_more and p.end > offset)):
         p.used = False
         return -C_DROP_FRAGMENT
-    memcpy(p.data + offset, ref.fragment_data, size)
+    memcpy(data_of(p) + offset, ref.fragment_data, size)
     p.received += size
+    if offset + size > p.end:
+        p.end = offset + size
     if not ref.fragment_more:
         p.total = offset + size
     if p.total == 0 or p.received != p.total:

@@ -229,9 +229,12 @@ cdef void tcp_repaired(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil
 cdef void take_blocks(TcpConn *c, const SegmentOptions *o) noexcept nogil:
     """Note what the guest says it has; what cannot be is passed over (RFC 2018 §4, RFC 2883)."""
     cdef int i
+    cdef uint32_t flight = data_max(c) - c.snd_una, start
+    if c.snd_una == c.snd_max:
+        return
     for i in range(o.blocks):
-        if (seq_gt(o.start[i], c.snd_una) and seq_lt(o.start[i], o.end[i])
-                and seq_le(o.end[i], data_max(c))):
+        start = o.start[i] - c.snd_una  # as distances: compared two by two, three serial numbers can form a ring
+        if start and start < o.end[i] - c.snd_una and o.end[i] - c.snd_una <= flight:
             ranges_add(&c.sacked, o.start[i], o.end[i])
 
 
@@ -272,6 +275,9 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uin
         seq += 1
     if seq_lt(c.snd_wl1, seq) or (c.snd_wl1 == seq and seq_le(c.snd_wl2, s.ack)):
         opened = window > c.snd_wnd
+        # Open again: what is not acknowledged has a timer of its own again, and the probes were no retransmissions
+        if opened and (c.snd_una == c.snd_max or c.snd_wnd == 0):
+            moved = True
         c.snd_wnd = window
         c.snd_wl1 = seq
         c.snd_wl2 = s.ack
@@ -279,8 +285,6 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uin
             c.snd_wnd_max = window
         if opened:
             a.what |= TA_PUMP
-            if c.snd_una == c.snd_max:
-                moved = True
     if moved:
         rest(c, now)
     elif c.snd_una == c.snd_max and c.snd_wnd:

@@ -6,9 +6,9 @@ acknowledgement. Host data is received (peeked) directly behind the headers of t
 guest.
 
 Data. `TcpBatch`: the flows touched by this batch. What a socket does not take goes to the overflow
-(`overflow.pyx`) and drains on EPOLLOUT. The window
-towards the guest is `BOUND` less what is held; when the pool runs short new flows get less, and when it is empty
-the rest of the payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
+(`overflow.pyx`) and drains on EPOLLOUT. The window towards the guest is `BOUND` less what is held; when the pool runs
+short new flows get less, and when it is empty, or a flow holds `BOUND_OVER` more than its bound, the rest of the
+payload is taken back unacknowledged (`tcp_overflow_exhausted`): the guest sends it again.
 
 Sockets are added to epoll once, edge triggered. `readable` remembers an edge until a read came back short; `hangup`
 (EPOLLRDHUP) makes reading go on until the end of the stream. A flow that has used up its share of a turn (`SHARE`
@@ -94,6 +94,7 @@ cdef extern from *:
 cdef enum:
     BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
     BOUND_MIN = 65536
+    BOUND_OVER = 65536  # bytes beyond: windows are rounded up, so small segments find one that never closes
     SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
@@ -466,7 +467,7 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
     """Hand the payload of an entry to the socket, the rest to the overflow. 0, or -errno of a socket done for."""
     cdef Flow *flow = e.flow
     cdef TcpFlow *t = &flow.u.tcp
-    cdef uint32_t held = t.conn.held, size, added
+    cdef uint32_t held = t.conn.held, most = t.conn.bound + BOUND_OVER, size, added
     cdef msghdr message
     cdef ssize_t n = 0
     cdef int i
@@ -491,12 +492,13 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
                 n -= size
                 continue
             size -= <uint32_t> n
-            added = overflow_add(chunks(w), t, <uint8_t *> e.iov[i].iov_base + n, size)
+            added = most - held if held < most else 0
+            added = overflow_add(chunks(w), t, <uint8_t *> e.iov[i].iov_base + n, size if size < added else added)
             n = 0
             held += added
             e.bytes -= added
             if added < size:
-                # The pool is empty: nothing of the rest was acknowledged yet
+                # The pool is empty, or the flow's part of it: nothing of the rest was acknowledged yet
                 count(w, C_TCP_OVERFLOW_EXHAUSTED)
                 tcp_refused(&t.conn, e.bytes)
                 break

@@ -154,11 +154,12 @@ def parse_table(protocol: int, version: int, text: str) -> Iterator[Listener]:
         if len(fields) < 10 or fields[3] != f"{state:02X}":
             continue
         address, _, port = fields[1].partition(":")
-        if len(address) != (8 if version == 4 else 32):
+        if len(address) != (8 if version == 4 else 32) or len(port) != 4:
             continue
         try:
-            words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
-            number, inode = int(port, 16), int(fields[9])
+            # Words in the machine's order, and a number: int() would take signs too
+            words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+            number, inode = int.from_bytes(bytes.fromhex(port), "big"), int(fields[9])
         except ValueError:
             continue
         raw = struct.pack(f"={len(words)}I", *words)

@@ -17,7 +17,7 @@ def is_address(text: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, bare)
-        except OSError:
+        except (OSError, ValueError):  # the latter for a zero byte
             continue
         return True
     return False

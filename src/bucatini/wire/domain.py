@@ -58,7 +58,10 @@ def emit(name: str) -> bytes:
     Raises:
         Malformed: a label or the whole is too long, or there is an empty label.
     """
-    trimmed = name[:-1] if name.endswith(".") and not name.endswith("\\.") else name
+    trimmed = name.removesuffix(".")
+    # A dot behind an odd number of backslashes is one of the label
+    if (len(trimmed) - len(trimmed.rstrip("\\"))) % 2:
+        trimmed = name
     data = b"".join(bytes([len(label)]) + label for label in _labels(trimmed)) + b"\0"
     if len(data) > NAME_MAX:
         raise Malformed(f"length of the name '{name}'")

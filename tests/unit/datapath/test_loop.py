@@ -173,6 +173,19 @@ def test_U8_fragments_are_put_together(link: Link) -> None:
         assert sock.recv(10000) == body
 
 
+def test_data_behind_the_last_fragment_makes_no_packet_with_a_hole(link: Link) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        port = sock.getsockname()[1]
+        bad = struct.pack("!HHHH", 5000, port, 24, 0)  # no checksum
+        for offset, part, more in ((24, b"behind..", True), (16, b"the last", False), (0, bad, True)):
+            link.send(17, part, identification=9, offset=offset, more_fragments=more)
+        link.send(17, udp.Udp(5000, port, b"good").emit(GUEST, HOST))
+        assert sock.recv(10000) == b"good"
+        assert link.path.counters()["reassembled"] == 0
+
+
 def test_a_slow_path_that_fails_costs_the_frame(link: Link, server: socket.socket) -> None:
     link.send_frame(Ethernet(b"\xff" * 6, GUEST_MAC, 0x0806, bytes(28)).emit())
     link.segment(42000, server.getsockname()[1], tcp.SYN, 1)

@@ -145,6 +145,29 @@ def test_T20_a_server_with_a_tiny_buffer_gets_everything(link: Link) -> None:
             assert bytes(got) == data
 
 
+def test_small_segments_get_no_more_room_than_a_flow_has(link: Link) -> None:
+    """Windows are rounded up to 128 bytes, so segments of less find one that never closes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        port = server.getsockname()[1]
+        link.send(6, Tcp(40000, port, 999, 0, SYN, 65535, options=WINDOW_SCALE_7).emit(GUEST, HOST))
+        number = link.receive_segment().seq + 1
+        acknowledged, edge, stuck = 1000, 66535, 0
+        with server.accept()[0]:
+            while not link.path.counters()["tcp_overflow_exhausted"]:
+                size = min(edge - acknowledged, 1400) if edge - acknowledged > 4096 else 100
+                assert edge - acknowledged >= size, "a window that closed"
+                link.segment(40000, port, ACK | PSH, acknowledged, number, bytes(size))
+                answer = link.receive_segment()
+                stuck = 0 if answer.ack > acknowledged else stuck + 1
+                acknowledged, edge = answer.ack, answer.ack + (answer.window << 7)
+                assert stuck < 2
+                assert acknowledged < 64 << 20, "a flow without a bound"
+            # What found no room is not acknowledged, and the window is what it was
+            link.segment(40000, port, ACK | PSH, acknowledged, number, bytes(100))
+            assert link.receive_segment().ack == acknowledged
+
+
 def test_T22_windows_are_wider_than_64_kib(link: Link, server: socket.socket) -> None:
     port = server.getsockname()[1]
     link.send(6, Tcp(40000, port, 999, 0, SYN, 65535, options=WINDOW_SCALE_7).emit(GUEST, HOST))

@@ -443,6 +443,19 @@ def test_T13_a_window_closed_over_data_in_flight_is_probed_not_flooded() -> None
     assert t.machine.timeout(t.field("deadline")) == {"probe"}
 
 
+def test_what_was_in_flight_when_the_window_closed_is_sent_again_soon_after_it_opens() -> None:
+    t = established()
+    t.machine.sent(5000)
+    t.guest(ACK, 0, 1000, window=0)
+    for _ in range(40):  # more than the retransmissions that there are
+        t.now = t.field("deadline")
+        assert t.machine.timeout(t.now) == {"probe"}
+        t.guest(ACK, 0, 1000, window=0)
+    assert t.guest(ACK, 0, 1000, window=512) == {"pump"}
+    assert t.field("deadline") == t.now + 200 * MS
+    assert t.machine.timeout(t.field("deadline")) == {"rewind", "pump"}
+
+
 # Closing
 
 

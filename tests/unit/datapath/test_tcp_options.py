@@ -319,6 +319,7 @@ def test_after_a_timeout_only_the_holes_are_sent_again_and_after_two_everything(
         blocks((MSS, 20 * MSS)),  # never sent
         blocks((3 * MSS, 2 * MSS)),  # backwards
         blocks((MSS, MSS)),  # empty
+        blocks((1 << 30, 3 << 30)),  # each number is beyond the one before, and the last before all
         bytes([5, 6, 0, 0, 0, 0, 1, 1]),  # cut
         bytes([5, 1]),
         bytes([5]),
@@ -344,3 +345,11 @@ def test_our_fin_is_not_data() -> None:
     assert t.repair() == [(0, MSS)]
     assert t.guest(ACK, 0, 0, options=blocks((MSS, 3 * MSS + 1))) == {"repair"}
     assert t.repair() == []
+
+
+def test_nothing_more_is_told_of_when_all_is_acknowledged() -> None:
+    t = sent(10)
+    t.machine.eof()
+    t.guest(ACK, 0, 10 * MSS + 1)
+    t.guest(ACK, 0, 10 * MSS + 1, options=blocks((20 * MSS, 21 * MSS)))
+    assert t.machine.state()["sacked"]["count"] == 0

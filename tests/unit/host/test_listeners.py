@@ -76,7 +76,16 @@ def test_messages_that_do_not_fit_are_passed_over() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "0: ", "0: 0100007F:0050", "0: 0100007F:xx 0:0 0A 0 0 0 0 0 1", "0: 01007F:0050 0:0 0A 0 0 0 0 0 1"],
+    [
+        "",
+        "0: ",
+        "0: 0100007F:0050",
+        "0: 0100007F:xx 0:0 0A 0 0 0 0 0 1",
+        "0: 01007F:0050 0:0 0A 0 0 0 0 0 1",
+        "0: 0100007F:10050 0:0 0A 0 0 0 0 0 1",
+        "0: 0100007F:-050 0:0 0A 0 0 0 0 0 1",
+        "0: -100007F:0050 0:0 0A 0 0 0 0 0 1",
+    ],
 )
 def test_lines_that_do_not_fit_are_passed_over(line: str) -> None:
     assert list(parse_table(TCP, 4, f"head\n{line}\n")) == []

@@ -25,6 +25,10 @@ def test_comments_and_nonsense_are_passed_over() -> None:
     assert resolv.parse("#nameserver 192.0.2.1\n;x\nnameserver\nnameserver here\noptions edns0\n") == ((), ())
 
 
+def test_a_zero_byte_costs_its_line_only() -> None:
+    assert resolv.parse("nameserver 192.0.2.1\0\nnameserver 192.0.2.2\n")[0] == ("192.0.2.2",)
+
+
 @given(st.text())
 def test_whatever_is_in_it_servers_are_addresses(text: str) -> None:
     assert all(resolv.is_address(server) for server in resolv.parse(text)[0])

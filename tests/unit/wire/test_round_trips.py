@@ -160,6 +160,11 @@ def test_labels_of_any_bytes_survive_as_text(labels: list[bytes]) -> None:
     assert domain.emit(domain.parse(data)) == data
 
 
+@pytest.mark.parametrize("name", ["", "a", "a\\\\", "a\\.", "a.b\\\\\\\\", "a\\\\\\."])
+def test_the_dot_of_the_root_makes_no_difference(name: str) -> None:
+    assert domain.emit(name + ".") == domain.emit(name)
+
+
 # Complete messages, whose every front is one that ends too early
 WHOLE: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "ethernet": (ethernet.Ethernet.parse, ethernet.Ethernet(bytes(6), bytes(6), 0x800, b"").emit()),
