@@ -230,7 +230,7 @@ class Machine(NamedNamespace):
             f"address add {HOST4}/24 dev {INTERFACE}",
             f"address add {HOST6}/64 dev {INTERFACE} nodad",
             f"route add default via {GATEWAY4}",
-            f"route add default via {GATEWAY6} dev {INTERFACE}",
+            f"route add default via {GATEWAY6} dev {INTERFACE} metric 512",  # a router's advertisement may come before
         )
 
 
