@@ -19,7 +19,6 @@ from typing import Any, Self
 from scapy.all import ARP, Ether
 
 from system.installation import Installation
-from system.machine_settings import CUBIC
 from system.namespaces import NamedNamespace, alive, end, wait_until
 from system.topology import GATEWAY4, GATEWAY6, HOST4, HOST6, Topology
 from system.users import User
@@ -214,7 +213,7 @@ class Machine(NamedNamespace):
             net__ipv6__conf__default__accept_dad=0,
             net__ipv6__conf__all__accept_dad=0,
             net__ipv4__ping_group_range="0 2147483647",
-            net__ipv4__tcp_congestion_control=CUBIC,
+            net__ipv4__tcp_congestion_control="cubic",
         )
         self.cable = Cable(self, self.mac)
         return self
@@ -231,7 +230,7 @@ class Machine(NamedNamespace):
             f"address add {HOST4}/24 dev {INTERFACE}",
             f"address add {HOST6}/64 dev {INTERFACE} nodad",
             f"route add default via {GATEWAY4}",
-            f"route replace default via {GATEWAY6} dev {INTERFACE}",
+            f"route add default via {GATEWAY6} dev {INTERFACE} metric 512",  # a router's advertisement may come before
         )
 
 

@@ -410,10 +410,25 @@ def test_a_capture_holds_the_frames_of_both_sides_with_right_checksums(passt: Pa
 
 @only_unprivileged
 def test_out_of_descriptors_clients_are_refused_at_no_cost_and_later_ones_served(passt: Passt) -> None:
-    pid = passt.background("-q")
-    open_now = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 1
-    passt.topology.host.run("prlimit", f"--pid={pid}", f"--nofile={open_now}:{open_now}", user=passt.user)
+    pid = passt.background("-q", "-t", "8080:80")
+
+    def used() -> set[int]:
+        return set(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+    limit = max(used()) + 1
+    # Connections that wait for a guest take what is free below the limit, and one more is there to be ended
+    waiting = [passt.topology.server.connect(HOST4, 8080) for _ in range(limit - len(used()) + 1)]
+    limit += 1
+    wait_until(lambda: used() == set(range(limit)), "no free descriptor")
+    passt.topology.host.run("prlimit", f"--pid={pid}", f"--nofile={limit}:{limit}", user=passt.user)
     for _ in range(3):
         with client(passt.socket) as sock:
             assert not is_served(sock)
     assert_quiet(pid, 1)
+    waiting[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    waiting[-1].close()
+    wait_until(lambda: len(used()) < limit, "a free descriptor")
+    with client(passt.socket) as sock:
+        assert is_served(sock)
+    for connection in waiting:
+        connection.close()
