@@ -224,7 +224,8 @@ class Machine(NamedNamespace):
         super().__exit__(*exception)
 
     def configure(self, mtu: int = 65520) -> None:
-        """Give it the host's addresses by hand, as passt would by DHCP."""
+        """Give it the host's addresses by hand, as passt would by DHCP; what it would have by SLAAC may come first."""
+        self.sysctl(**{f"net__ipv6__conf__{INTERFACE}__accept_ra": 0})
         self.ip(
             f"link set {INTERFACE} mtu {mtu} up",
             f"address add {HOST4}/24 dev {INTERFACE}",

@@ -115,33 +115,6 @@ def only(folder: Path, programs: Iterable[str]) -> str:
     return str(folder)
 
 
-def over_a_line(installation: Installation, tmp_path: Path, cells: str) -> dict[str, float]:
-    """System -> the least Gbit/s of the cells."""
-    file = tmp_path / "result.json"
-    command = [installation.bucatini, "bench", "--runs", "1", "--systems", "veth,bucatini", "--json", str(file)]
-    done = subprocess.run([*command, "--cells", cells], capture_output=True, text=True, check=False, timeout=90)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, float] = {}
-    for result in json.loads(file.read_text())["results"]:
-        if result["metric"] == "":
-            for name, values in result["values"].items():
-                found[name] = min(values[0], found.get(name, values[0]))
-                assert values[0] <= 1.0, "faster than the line"
-    return found
-
-
-def test_T22_windows_open_far_enough_for_a_long_path(installation: Installation, tmp_path: Path) -> None:
-    """64 KiB every 20 ms would be 26 Mbit/s."""
-    for gbits in over_a_line(installation, tmp_path, "tcp-out@rtt20,tcp-in@rtt20").values():
-        assert gbits > 0.1
-
-
-def test_T21_a_short_path_does_not_stall(installation: Installation, tmp_path: Path) -> None:
-    """A timeout of 200 ms for every window of a MiB would be 40 Mbit/s."""
-    for gbits in over_a_line(installation, tmp_path, "rtt0.3,rtt1").values():
-        assert gbits > 0.2
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["as soon as something has changed", "while it measures"])
 def test_an_interrupted_run_cleans_up(
