@@ -110,7 +110,7 @@ fuzz: build ## the fuzz targets under the sanitizers, 20 s each (TARGETS="tcp dn
 	tools/packages clang
 	$(PY) -m pip install --quiet --group fuzz
 	CC=clang BUCATINI_BUILD=fuzz $(PY) setup.py --quiet build --build-base build/fuzz/base --build-lib build/fuzz/lib
-	for target in $(TARGETS); do \
+	@for target in $(TARGETS); do \
 	    echo "fuzz: $$target"; \
 	    $(FUZZ) $(if $(BLIND),--blind) $$target build/fuzz/corpus/$$target \
 	        $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(or $(SECONDS),20)) >build/fuzz/$$target.log 2>&1 || \
