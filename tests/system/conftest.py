@@ -1,10 +1,9 @@
 """Fixtures of the system tests: see CONTRIBUTING.md.
 
-Every test gets a host and a server of its own, and is checked for what it left behind: processes (whoever loses its
-parent becomes a child of this one), namespaces, reports of a sanitizer.
+Every test gets a host and a server of its own, and is checked for what it left behind: processes (orphans
+too), namespaces, reports of a sanitizer.
 """
 
-import ctypes
 import os
 import random
 import shutil
@@ -24,14 +23,7 @@ from system.programs import need
 from system.topology import Pasta, Topology
 from system.users import ROOT, User, unprivileged
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 CACHE = Path(__file__).parents[2] / "build" / "guest"
-
-
-def pytest_sessionstart() -> None:
-    """A session that is told to end cleans up too: pytest itself only knows the interrupt of a terminal."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,7 +83,6 @@ def clean(installation: Installation) -> Iterator[None]:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         pytest.fail(f"left running: {names}")
-    _bury()
     left_over = _namespaces() - namespaces
     assert not left_over, f"namespaces left: {left_over}"
     reports = sorted(installation.logs.iterdir()) if installation.logs is not None else []
@@ -102,17 +93,8 @@ def clean(installation: Installation) -> Iterator[None]:
 
 
 def _running() -> set[int]:
-    """Processes below this one that have not ended."""
-    return {pid for pid in descendants(os.getpid()) if alive(pid)}
-
-
-def _bury() -> None:
-    """Take the status of every child that has ended: those that lost their parents have nobody else to do it."""
-    try:
-        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
-            pass
-    except ChildProcessError:
-        pass
+    """Processes of the tests that have not ended (tests/conftest.py: orphans are there too)."""
+    return {pid for pid in descendants(os.getppid()) if pid != os.getpid() and alive(pid)}
 
 
 def _namespaces() -> set[str]:
