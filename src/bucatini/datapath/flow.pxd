@@ -48,6 +48,9 @@ cdef struct TcpFlow:
     uint8_t late  # an acknowledgement is owed since `late_since`
     uint8_t listed  # it is among those that may owe one
     uint8_t mistrusted  # exchanges to go before an acknowledgement is put off again
+    uint8_t half_open  # in the list of those that are not established, by age
+    uint32_t older  # its neighbours there, FLOW_NONE: none
+    uint32_t newer
     uint64_t late_since  # ns
 
 cdef struct UdpFlow:
@@ -104,6 +107,7 @@ cdef struct Flow:
     uint32_t timer_slot  # slot it waits in, TIMER_NONE: none
     uint64_t timer_at  # ns, when that slot fires
     uint32_t ready_next  # worker's list of flows to continue
+    uint32_t ready_previous
     uint32_t generation  # moves on each reuse: epoll events of an earlier life are known by it
     FlowState u
 

@@ -24,17 +24,20 @@ from bucatini.datapath.headers cimport (
     addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport Link
+from bucatini.datapath.room cimport room_for_guest, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLLERR, EPOLLIN, IP_RECVERR, IP_TTL,
-    IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, getsockopt, iovec,
-    msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR,
+    IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR,
+    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, epoll_ctl, epoll_event, getsockopt,
+    iovec, msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
-from bucatini.datapath.worker cimport Family, count, worker_drop_flow, worker_find, worker_key, worker_watch
+from bucatini.datapath.worker cimport (
+    Family, count, flow_ref, worker_drop_flow, worker_find, worker_key, worker_watch,
+)
 
 
 cdef extern from "<errno.h>" nogil:
@@ -62,6 +65,11 @@ cdef void tell_guest(Worker *w, const FlowKey *key, int error, const addr_t *rep
     build_icmp_error(w, key, reporter, error, mtu, quoted, length, size)
 
 
+cdef int make_socket(bint v4) noexcept nogil:
+    return socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                  IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
+
+
 cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     """The first request of an identifier; NULL when there can be no socket (counted, and told to the guest)."""
     cdef FlowKey key
@@ -78,6 +86,8 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         return NULL
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_PING)
+    if flow == NULL and room_for_guest(w, 0):
+        flow = flow_new(w.flows, &key, FLOW_PING)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         return NULL
@@ -85,8 +95,9 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     flow.u.ping.ttl = TTL_DEFAULT
     v4 = addr_is_v4(&target.address)
     family = &w.v4 if v4 else &w.v6
-    flow.fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-                     IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
+    flow.fd = make_socket(v4)
+    if flow.fd < 0 and room_is_short(errno) and room_for_guest(w, errno):
+        flow.fd = make_socket(v4)
     if flow.fd >= 0:
         setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
         if family.outbound_if[0] and not addr_is_loopback(&target.address):
@@ -188,7 +199,7 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
 cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef Link *link = w.link
     cdef uint8_t *out
-    cdef uint8_t[8] nothing
+    cdef epoll_event event
     cdef vnet_hdr vnet
     cdef bint v4 = addr_is_v4(&flow.key.guest)
     cdef uint8_t protocol = PROTO_ICMP if v4 else PROTO_ICMPV6
@@ -214,9 +225,10 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
         (<icmp_hdr *> (out + offset)).id_be = htons(flow.key.gport)
         build_icmp_checksum(out + offset, <uint32_t> n, &flow.key.remote, &flow.key.guest)
         link.commit(link, offset + <uint32_t> n, &vnet)
-    # More are waiting than one turn takes: what is left is dropped, as a busy host would
-    while recv(flow.fd, nothing, 8, MSG_DONTWAIT) >= 0:
-        count(w, C_DROP_PING_SEND)
+    # More are waiting than one turn takes: armed anew, the edge comes again, after all others had their turn
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = flow_ref(flow)
+    epoll_ctl(w.epoll, EPOLL_CTL_MOD, flow.fd, &event)
 
 
 cdef void icmp_timer(Worker *w, Flow *flow) noexcept nogil:

@@ -4,7 +4,12 @@ Each turn: wait; take a batch of frames from the link and run it through the pro
 something; continue the flows that used up their share; fire timers. The loop runs without the GIL. It takes it for
 four things only: a frame of the slow path, a descriptor that Python watches, the slow path's timer, and the trace.
 
-An exception in Python costs the frame it was about (`slow_errors`), never the loop.
+An exception in Python, of whatever kind, costs the frame it was about (`slow_errors`), never the loop.
+
+Python takes a hundred times as long for a frame as the packet path, so what it may take has a bound (`SLOW_SHARE`, by
+kind: ARP, IPv4, IPv6): a storm of one kind is dropped beyond it (`drop_slow_budget`), and the flows and the other kinds
+go on. A turn has a bound too, whatever waits: frames of one batch (or `TURN`), `EVENTS` events, `CONTINUES` flows that
+want to go on, `TIMERS` timers.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -14,13 +19,14 @@ from libc.string cimport memcmp, memcpy, memset
 
 from bucatini.datapath.capture cimport capture_close, capture_open, trace_open
 from bucatini.datapath.counters cimport (
-    C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
+    C_DROP_SLOW, C_DROP_SLOW_BUDGET, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
 )
 from bucatini.datapath.fault cimport FAULTS, fault_close, fault_open
 from bucatini.datapath.flow cimport (
     FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_SPLICE, FLOW_TCP, FLOW_UDP, PIF_HOST, PIF_SPLICE, Flow, FlowTable,
     flow_table_free, flow_table_init,
 )
+from bucatini.datapath.half_open cimport half_open_init
 from bucatini.datapath.headers cimport (
     ETH_HLEN, ETH_P_ARP, FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_is_v4, addr_t, be16,
     vnet_hdr,
@@ -46,7 +52,7 @@ from bucatini.datapath.udp cimport (
     udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_listener, udp_timer,
 )
 from bucatini.datapath.worker cimport (
-    LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
+    EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
     count, worker_next,
 )
 
@@ -63,7 +69,16 @@ cdef enum:
     PROTO_UDP = 17
     TURN = 524288  # bytes of bulk transfers taken from the link before what they wait for gets its turn
     BULK = 32768  # bytes of a batch that speak for a transfer
+    CONTINUES = 64  # flows that go on with their next share in one turn
+    TIMERS = 64  # timers fired in one turn
+    SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
+    SLOW_SHARE = 20  # one part in so many of the time is Python's for frames of one kind: 3,000 requests a second and more
+    SLOW_LENGTH = 2048  # bytes: longer is no message of those protocols, only work
     LINKS = 4  # the guest's, and at most three that wrap it
+
+cdef uint64_t SLOW_BURST_NS = 50000000  # what a kind may take at once: 2,500 requests, more than a guest that boots has
+cdef uint64_t SLOW_MOST_NS = 1000000  # one frame is charged: more was time that the kernel gave to somebody else
+cdef uint64_t RETRY_NS = 1000000000  # until the slow path's timer is called again when it failed
 
 FEATURE_TSO = LINK_TSO
 FEATURE_USO = LINK_USO
@@ -141,6 +156,10 @@ cdef class DataPath:
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
     cdef uint32_t unused  # listeners before this one are all in use
+    cdef uint64_t[SLOW_KINDS] slow_spent  # ns of Python's time that are not paid off yet, by kind of frame
+    cdef uint64_t[SLOW_KINDS] slow_paid  # ns, when that was
+    cdef uint32_t told  # of `Worker.exhausted`
+    cdef object on_exhausted
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
@@ -168,6 +187,7 @@ cdef class DataPath:
         w.counters = &self.counts
         w.ready_head = FLOW_NONE
         w.ready_tail = FLOW_NONE
+        half_open_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
         w.listener_limit = listeners
@@ -357,6 +377,10 @@ cdef class DataPath:
         self.slow = slow
         self._slow_timer()
 
+    def tell_exhausted(self, callback):
+        """Call `callback(what)` when something has run out for the first time: "flows", "descriptors", "half-open"."""
+        self.on_exhausted = callback
+
     def open_sockets(self, int fd):
         """Get sockets of the guest's namespace from the maker behind `fd` (`socket_pool`)."""
         cdef int error = sockets_open(&self.w, fd)
@@ -507,7 +531,7 @@ cdef class DataPath:
             self.busy = link_ready
             if not w.wire.blocked:
                 self._continue()
-            while True:
+            for i in range(TIMERS):
                 flow = timer_due(w.timers, w.flows, w.now)
                 if flow == NULL:
                     break
@@ -521,6 +545,8 @@ cdef class DataPath:
                 tcp_acknowledge(w)
             if self.slow_at and w.now >= self.slow_at:
                 self._slow_timeout()
+            if w.exhausted & ~self.told:
+                self._exhausted()
             if w.wire.flush != NULL:
                 self._flush()
 
@@ -565,13 +591,12 @@ cdef class DataPath:
         return until if wait < 0 or until < wait else wait
 
     cdef void _continue(self) noexcept nogil:
-        """Give every flow that waits for its next share one."""
+        """Give the flows that wait for their next share one; those that had one go to the end."""
+        cdef int _i
         cdef Worker *w = &self.w
         cdef uint32_t last = w.ready_tail, index
         cdef Flow *flow
-        if w.ready_head == FLOW_NONE:
-            return
-        while True:
+        for _i in range(CONTINUES):
             flow = worker_next(w)
             if flow == NULL:
                 return
@@ -645,10 +670,10 @@ cdef class DataPath:
                 udp_frame(w, ref)
             elif kind == KIND_ECHO:
                 icmp_frame(w, ref)
-            elif ref.frame != NULL:
-                self._slow_frame(ref)
-            else:
+            elif ref.frame == NULL or ref.length > SLOW_LENGTH:
                 count(w, C_DROP_SLOW)
+            else:
+                self._slow(ref)
         udp_flush(w)
         return n
 
@@ -656,10 +681,24 @@ cdef class DataPath:
         """Tell Python that the client of a stream link is gone; it takes its descriptor."""
         try:
             self.on_lost(error, stream_rest(self.w.wire))
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
         if self.w.wire.fd >= 0:  # whatever it did: not the same again
             self.detach()
+
+    cdef void _slow(self, const FrameRef *ref) noexcept nogil:
+        """Hand a frame to the slow path, if its kind has not used up the time that it may take."""
+        cdef int kind = ref.version // 2 - 1 if ref.version else 0
+        cdef uint64_t start = clock_ns(), paid, taken
+        paid = (start - self.slow_paid[kind]) // SLOW_SHARE
+        self.slow_paid[kind] = start
+        self.slow_spent[kind] -= paid if paid < self.slow_spent[kind] else self.slow_spent[kind]
+        if self.slow_spent[kind] >= SLOW_BURST_NS:
+            count(&self.w, C_DROP_SLOW_BUDGET)
+            return
+        self._slow_frame(ref)
+        taken = clock_ns() - start
+        self.slow_spent[kind] += taken if taken < SLOW_MOST_NS else SLOW_MOST_NS
 
     cdef void _slow_frame(self, const FrameRef *ref) noexcept with gil:
         """Hand a frame to the slow path and send what it answers."""
@@ -667,15 +706,29 @@ cdef class DataPath:
         try:
             self._answer(self.slow.on_frame(<bytes> ref.frame[:ref.length], self.w.now))
             self._slow_timer()
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 
     cdef void _slow_timeout(self) noexcept with gil:
-        self.slow_at = 0
+        self.slow_at = self.w.now + RETRY_NS  # if it fails
         try:
             self._answer(self.slow.on_timeout(self.w.now))
             self._slow_timer()
-        except Exception:
+        except BaseException:
+            count(&self.w, C_SLOW_ERRORS)
+
+    cdef void _exhausted(self) noexcept with gil:
+        """Tell what has run out, each once."""
+        cdef uint32_t news = self.w.exhausted & ~self.told
+        self.told |= news
+        if self.on_exhausted is None:
+            return
+        try:
+            for bit, what in ((EXHAUSTED_FLOWS, "flows"), (EXHAUSTED_DESCRIPTORS, "descriptors"),
+                              (EXHAUSTED_HALF_OPEN, "half-open")):
+                if news & <uint32_t> bit:
+                    self.on_exhausted(what)
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 
     def _slow_timer(self):
@@ -699,5 +752,5 @@ cdef class DataPath:
         """Call what watches a descriptor; signal handlers run here too."""
         try:
             self.watched[index][1]()
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)

@@ -17,8 +17,8 @@ bytes) continues in the next one.
 Urgent data (T31) stays where it is in the stream; that it is urgent is not passed on. A read ends at its mark, so a
 flow that had any (EPOLLPRI) is read until there is nothing, and what is discarded is counted.
 
-Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: RST,
-and `flow_refused` counts. A reset on either side is a reset on the other.
+Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: something
+that is not in use gives way (`room`), else RST, and `flow_refused` counts. A reset on either side is a reset on the other.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -32,6 +32,7 @@ from bucatini.datapath.counters cimport (
     C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
 )
 from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_new
+from bucatini.datapath.half_open cimport half_open_add, half_open_remove
 from bucatini.datapath.headers cimport (
     ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
     addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
@@ -41,6 +42,7 @@ from bucatini.datapath.overflow cimport (
     CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_free, overflow_init,
     overflow_keep,
 )
+from bucatini.datapath.room cimport room_for_guest, room_is_short
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
@@ -93,6 +95,7 @@ cdef enum:
     BOUND = 1048576  # bytes, overflow of one flow and so the largest window towards the guest
     BOUND_MIN = 65536
     SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
+    FRAME_COST = 1024  # a frame counts as so many of them at least: small ones are the guest's choice (MSS, window)
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
     LATE_NS = 10000000  # by this much at most
@@ -216,6 +219,7 @@ cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
     if entry:
         batch(w).entries[entry - 1].flow = NULL
     overflow_drop(chunks(w), &flow.u.tcp)
+    half_open_remove(w, flow)
     count(w, C_TCP_CLOSED)
     worker_drop_flow(w, flow)
 
@@ -361,7 +365,7 @@ cdef void repair(Worker *w, Flow *flow) noexcept nogil:
         n = peek(w, flow, seq, out + headers, length if length < limit else limit)
         if n <= 0:
             break
-        sent += <uint32_t> n
+        sent += <uint32_t> n if n > FRAME_COST else FRAME_COST
         last = seq + <uint32_t> n
         build_data(w, flow, out, seq, TH_ACK, <uint32_t> n, &vnet)
         tcp_repaired(&t.conn, seq, <uint32_t> n)
@@ -416,7 +420,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
                 tcp_host_eof(c, w.now, &a)
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
-            used += <uint32_t> n
+            used += <uint32_t> n if n > FRAME_COST else FRAME_COST
             if n < room and not t.hangup and not t.broken and not t.urgent:
                 t.readable = 0  # drained: the next byte makes an edge
         elif n == 0 and t.broken:
@@ -744,13 +748,17 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         return
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL and room_for_guest(w, 0):
+        flow = flow_new(w.flows, &key, FLOW_TCP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
         return
     fd = open_socket(w, &target)
+    if fd < 0 and room_is_short(-fd) and room_for_guest(w, -fd):
+        fd = open_socket(w, &target)
     if fd < 0:
-        if fd == -EMFILE or fd == -ENFILE:
+        if room_is_short(-fd):
             count(w, C_FLOW_REFUSED)
         refuse(w, &key, s, ref, -fd)
         worker_drop_flow(w, flow)
@@ -765,6 +773,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         worker_drop_flow(w, flow)
         return
     count(w, C_TCP_OPENED_GUEST)
+    half_open_add(w, flow)
 
 
 cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
@@ -795,6 +804,8 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     c = &flow.u.tcp.conn
     tcp_segment(c, &s, w.now, &a)
     count_all(w, a.counted)
+    if flow.u.tcp.half_open and c.state == TCP_ESTABLISHED:
+        half_open_remove(w, flow)
     if a.what == 0:
         return
     if a.what & TA_NEW:

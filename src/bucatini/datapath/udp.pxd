@@ -43,7 +43,8 @@ cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil
 # One sendmsg to where the socket is connected, or to `message.msg_name`; `segment`: size of the datagrams, 0: one.
 cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil
 cdef bint udp_segments_refused(int error) noexcept nogil
-cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil  # NULL: refused (counted)
+# NULL: refused (counted). `from_host`: the host's side opens it
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
 cdef bint udp_make_room(Worker *w) noexcept nogil  # closes a flow that may go

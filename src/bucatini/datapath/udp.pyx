@@ -23,9 +23,9 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. When there is no descriptor or flow left, the flow that has been idle longest goes, if it had its answer or a
-second of silence (`udp_make_room`); the list by age is put right then, not with every datagram. Else the new one is
-refused.
+Limits. When there is no descriptor or flow left, something gives way (`room`): after connections that are not
+established the flow that has been idle longest, if it had its answer or a second of silence (`udp_make_room`); the list
+by age is put right then, not with every datagram. Else the new one is refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
@@ -49,6 +49,7 @@ from bucatini.datapath.headers cimport (
     addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
+from bucatini.datapath.room cimport room_for_guest, room_for_host, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
@@ -68,7 +69,7 @@ from bucatini.datapath.worker cimport (
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMFILE, EMSGSIZE, ENFILE, ENOBUFS
+    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS
     int ENOMEM, EOPNOTSUPP
 
 
@@ -440,10 +441,15 @@ cdef bint udp_make_room(Worker *w) noexcept nogil:
     return False
 
 
-cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil:
+cdef bint make_room(Worker *w, bint from_host, int error) noexcept nogil:
+    """Let something give way to a flow of the host's side or the guest's; `error`: of a socket, 0: the table is full."""
+    return room_for_host(w, error) or udp_make_room(w) if from_host else room_for_guest(w, error)
+
+
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
-    if flow == NULL and udp_make_room(w):
+    if flow == NULL and make_room(w, from_host, 0):
         flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
@@ -453,13 +459,13 @@ cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil:
 # Sockets
 
 
-cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
+cdef int make_socket(Worker *w, const addr_t *peer, bint from_host) noexcept nogil:
     """Return a new socket of the peer's IP version that reports errors, or -errno."""
     cdef bint v4 = addr_is_v4(peer)
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w):
+    if fd < 0 and room_is_short(errno) and make_room(w, from_host, errno):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno
@@ -514,13 +520,13 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         count(w, -verdict)
         return NULL
     worker_key(&key, ref)
-    flow = udp_new_flow(w, &key)
+    flow = udp_new_flow(w, &key, False)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
     flow.u.udp.ttl = TTL_DEFAULT
-    flow.fd = make_socket(w, &target.address)
+    flow.fd = make_socket(w, &target.address, False)
     if flow.fd < 0:
         flow.fd = -1
         count(w, C_DROP_UDP_NO_SOCKET)
@@ -777,14 +783,14 @@ cdef Flow *open_from_host(Worker *w, Listener *listener, const FlowKey *key, con
     cdef sockaddr_any sa
     cdef socklen_t size
     cdef int one = 1
-    cdef Flow *flow = udp_new_flow(w, key)
+    cdef Flow *flow = udp_new_flow(w, key, True)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, peer, sizeof(addr_t))
     flow.target_port = port
     flow.from_host = 1
     flow.u.udp.ttl = TTL_DEFAULT
-    flow.fd = make_socket(w, peer)
+    flow.fd = make_socket(w, peer, True)
     if flow.fd >= 0:
         setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
         size = sockaddr_fill(&sa, asked, listener.port, scope_id)

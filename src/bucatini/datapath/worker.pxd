@@ -65,6 +65,17 @@ cdef struct WorkerSettings:  # fixed while the worker runs
     bint host_lo_to_ns_lo  # what bypasses the tap arrives on the namespace's loopback, not at the guest's address
     uint8_t our_mac[6]
 
+cdef struct HalfOpen:  # connections of one opener that are not established, by age (`half_open`)
+    uint32_t oldest  # FLOW_NONE: there is none
+    uint32_t newest
+    uint32_t count
+    uint32_t limit
+
+cdef enum Exhausted:  # what has run out at least once
+    EXHAUSTED_FLOWS = 1
+    EXHAUSTED_DESCRIPTORS = 2
+    EXHAUSTED_HALF_OPEN = 4
+
 cdef struct Worker:
     Link *link  # outermost
     Link *wire  # innermost
@@ -86,6 +97,8 @@ cdef struct Worker:
     uint64_t rest_at  # ns, when a bypassed transfer that lets data gather goes on; 0: none does
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
+    HalfOpen half_open[2]
+    uint32_t exhausted  # EXHAUSTED_*
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
     Flow *last_flow  # of the previous frame
     void *tcp  # what tcp_io keeps, private to it (a struct cannot be declared here and defined there)

@@ -15,6 +15,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil:
     flow.ready_next = FLOW_NONE
+    flow.ready_previous = w.ready_tail
     if w.ready_head == FLOW_NONE:
         w.ready_head = flow.index
     else:
@@ -28,6 +29,10 @@ cdef Flow *worker_next(Worker *w) noexcept nogil:
         return NULL
     flow = &w.flows.flows[w.ready_head]
     w.ready_head = flow.ready_next
+    if w.ready_head == FLOW_NONE:
+        w.ready_tail = FLOW_NONE
+    else:
+        w.flows.flows[w.ready_head].ready_previous = FLOW_NONE
     return flow
 
 
@@ -42,18 +47,14 @@ cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
 
 cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
     """Take a flow off the list of those to continue."""
-    cdef uint32_t index = w.ready_head, previous = FLOW_NONE
-    while index != FLOW_NONE:
-        if index == flow.index:
-            if previous == FLOW_NONE:
-                w.ready_head = flow.ready_next
-            else:
-                w.flows.flows[previous].ready_next = flow.ready_next
-            if w.ready_tail == index:
-                w.ready_tail = previous
-            return
-        previous = index
-        index = w.flows.flows[index].ready_next
+    if flow.ready_previous == FLOW_NONE:
+        w.ready_head = flow.ready_next
+    else:
+        w.flows.flows[flow.ready_previous].ready_next = flow.ready_next
+    if flow.ready_next == FLOW_NONE:
+        w.ready_tail = flow.ready_previous
+    else:
+        w.flows.flows[flow.ready_next].ready_previous = flow.ready_previous
 
 
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil:

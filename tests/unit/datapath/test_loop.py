@@ -76,7 +76,9 @@ def test_a_full_flow_table_refuses_with_a_reset(link: Link, server: socket.socke
     port = server.getsockname()[1]
     for sport in range(FLOWS):
         link.segment(41000 + sport, port, tcp.SYN, 1)
-        assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+        answer = link.receive_segment()
+        assert answer.flags == tcp.SYN | tcp.ACK
+        link.segment(41000 + sport, port, tcp.ACK, 2, answer.seq + 1)
     link.segment(41999, port, tcp.SYN, 7)
     refusal = link.receive_segment()
     assert refusal.flags == tcp.RST | tcp.ACK
