@@ -19,6 +19,7 @@ cdef enum:  # Counter
     C_TCP_TIMED_OUT
     C_UDP_FLOWS
     C_PING_FLOWS
+    C_PING_EVICTED
     C_SPLICE_OPENED
     C_SPLICE_CLOSED
     C_SPLICE_RESET

@@ -2,7 +2,7 @@
 
 _NAMES = (
     "frames_in", "bytes_in", "frames_out", "bytes_out", "slow_in", "slow_out", "tcp_opened_guest", "tcp_opened_host",
-    "tcp_closed", "tcp_reset_by_guest", "tcp_reset_by_host", "tcp_timed_out", "udp_flows", "ping_flows",
+    "tcp_closed", "tcp_reset_by_guest", "tcp_reset_by_host", "tcp_timed_out", "udp_flows", "ping_flows", "ping_evicted",
     "splice_opened", "splice_closed", "splice_reset", "splice_bytes", "udp_splice_flows", "flow_refused",
     "tcp_rst_sent", "tcp_retransmit", "tcp_fast_retransmit", "tcp_out_of_order", "tcp_duplicate", "tcp_overflow",
     "tcp_overflow_exhausted", "tcp_data_after_fin", "tcp_zero_window_probe", "tcp_keepalive_sent", "tcp_challenge_ack",

@@ -48,9 +48,6 @@ cdef struct TcpFlow:
     uint8_t late  # an acknowledgement is owed since `late_since`
     uint8_t listed  # it is among those that may owe one
     uint8_t mistrusted  # exchanges to go before an acknowledgement is put off again
-    uint8_t half_open  # in the list of those that are not established, by age
-    uint32_t older  # its neighbours there, FLOW_NONE: none
-    uint32_t newer
     uint64_t late_since  # ns
 
 cdef struct UdpFlow:
@@ -99,6 +96,9 @@ cdef struct Flow:
     uint16_t target_port  # host order
     uint8_t kind  # FlowKind
     uint8_t from_host  # opened by the host's side
+    uint8_t aged  # list by age that it is in + 1, 0: none
+    uint32_t older  # its neighbours there, FLOW_NONE: none
+    uint32_t newer
     int fd  # host socket, -1: none
     uint32_t index  # of this flow
     uint32_t hash_next  # chain of the bucket, or of the free list

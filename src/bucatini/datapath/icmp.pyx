@@ -15,6 +15,7 @@ from bucatini.datapath.build cimport (
     ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_checksum, build_icmp_error, build_ip,
     icmp_error_of,
 )
+from bucatini.datapath.by_age cimport AGED_PING, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS, C_UDP_ERRORS,
 )
@@ -24,7 +25,7 @@ from bucatini.datapath.headers cimport (
     addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport Link
-from bucatini.datapath.room cimport room_for_guest, room_is_short
+from bucatini.datapath.room cimport room_for_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR,
@@ -65,6 +66,11 @@ cdef void tell_guest(Worker *w, const FlowKey *key, int error, const addr_t *rep
     build_icmp_error(w, key, reporter, error, mtu, quoted, length, size)
 
 
+cdef void icmp_close(Worker *w, Flow *flow) noexcept nogil:
+    by_age_remove(w, flow)
+    worker_drop_flow(w, flow)
+
+
 cdef int make_socket(bint v4) noexcept nogil:
     return socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
                   IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
@@ -86,7 +92,7 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         return NULL
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_PING)
-    if flow == NULL and room_for_guest(w, 0):
+    if flow == NULL and room_for_datagrams(w, 0):
         flow = flow_new(w.flows, &key, FLOW_PING)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
@@ -96,7 +102,7 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     v4 = addr_is_v4(&target.address)
     family = &w.v4 if v4 else &w.v6
     flow.fd = make_socket(v4)
-    if flow.fd < 0 and room_is_short(errno) and room_for_guest(w, errno):
+    if flow.fd < 0 and room_is_short(errno) and room_for_datagrams(w, errno):
         flow.fd = make_socket(v4)
     if flow.fd >= 0:
         setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
@@ -108,6 +114,7 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         size = sockaddr_fill(&sa, &target.address, 0, target.scope_id)
         if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
             count(w, C_PING_FLOWS)
+            by_age_add(w, flow, AGED_PING)
             flow.u.ping.last = w.now
             timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
             return flow
@@ -233,6 +240,6 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
 
 cdef void icmp_timer(Worker *w, Flow *flow) noexcept nogil:
     if w.now - flow.u.ping.last >= IDLE_NS:
-        worker_drop_flow(w, flow)
+        icmp_close(w, flow)
     else:
         timer_arm(w.timers, w.flows, flow, flow.u.ping.last + IDLE_NS)

@@ -17,6 +17,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from bucatini.datapath.by_age cimport by_age_init
 from bucatini.datapath.capture cimport capture_close, capture_open, trace_open
 from bucatini.datapath.counters cimport (
     C_DROP_SLOW, C_DROP_SLOW_BUDGET, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
@@ -26,7 +27,6 @@ from bucatini.datapath.flow cimport (
     FLOW_FREE, FLOW_NONE, FLOW_PING, FLOW_SPLICE, FLOW_TCP, FLOW_UDP, PIF_HOST, PIF_SPLICE, Flow, FlowTable,
     flow_table_free, flow_table_init,
 )
-from bucatini.datapath.half_open cimport half_open_init
 from bucatini.datapath.headers cimport (
     ETH_HLEN, ETH_P_ARP, FRAME_MAX, addr_equal, addr_is_linklocal6, addr_is_unspecified, addr_is_v4, addr_t, be16,
     vnet_hdr,
@@ -52,8 +52,8 @@ from bucatini.datapath.udp cimport (
     udp_continue, udp_event, udp_flush, udp_frame, udp_free, udp_hold, udp_init, udp_listener, udp_timer,
 )
 from bucatini.datapath.worker cimport (
-    EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
-    count, worker_next,
+    EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK,
+    REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker, count, worker_next,
 )
 
 import os
@@ -72,7 +72,7 @@ cdef enum:
     CONTINUES = 64  # flows that go on with their next share in one turn
     TIMERS = 64  # timers fired in one turn
     SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
-    SLOW_SHARE = 20  # one part in so many of the time is Python's for frames of one kind: 3,000 requests a second and more
+    SLOW_SHARE = 20  # Python has one part in so many of the time for each kind: 3,000 requests a second and more
     SLOW_LENGTH = 2048  # bytes: longer is no message of those protocols, only work
     LINKS = 4  # the guest's, and at most three that wrap it
 
@@ -187,7 +187,7 @@ cdef class DataPath:
         w.counters = &self.counts
         w.ready_head = FLOW_NONE
         w.ready_tail = FLOW_NONE
-        half_open_init(w)
+        by_age_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
         w.listener_limit = listeners
@@ -481,6 +481,7 @@ cdef class DataPath:
         cdef Flow *flow
         cdef uint64_t ref
         cdef uint32_t index, generation
+        cdef int _i
         cdef int n, i, kind
         cdef bint link_ready
         while not self.stopped:
@@ -531,7 +532,7 @@ cdef class DataPath:
             self.busy = link_ready
             if not w.wire.blocked:
                 self._continue()
-            for i in range(TIMERS):
+            for _i in range(TIMERS):
                 flow = timer_due(w.timers, w.flows, w.now)
                 if flow == NULL:
                     break

@@ -2,8 +2,8 @@
 
 `head` to `tail` is what was accepted and the socket did not take: in order, appended to at the tail. `kept` is what
 came out of order, sorted by sequence number; when the hole in front is filled its blocks move over to the first chain
-as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given; what is out of order
-may not have its last quarter (`KEEP_LEAST`).
+as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given; what is out of
+order may not have its last quarter (`KEEP_LEAST`).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -23,7 +23,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     CHUNK_NONE = 0  # chains hold index + 1
-    KEEP_LEAST = CHUNKS // 4  # chunks that what is out of order must leave to what was accepted: that cannot be sent again
+    KEEP_LEAST = CHUNKS // 4  # chunks that what is out of order leaves to what was accepted: only the first comes again
     DRAIN_IOV = 64  # blocks handed to a socket at once
 
 

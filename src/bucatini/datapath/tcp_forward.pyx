@@ -1,16 +1,16 @@
 """Connections of the host's side: accepted on a forward, offered to the guest by a SYN; local ones bypass the tap.
 
 What cannot be served is reset at once: the peer's connect() has succeeded, its first read says what came of it.
-Descriptors that have run out must not keep a listener ready: where nothing gives way (`room`), the spare one is given up
-for a moment to take the connection and reset it.
+Descriptors that have run out must not keep a listener ready: where nothing gives way (`room`), the spare one is given
+up for a moment to take the connection and reset it.
 """
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
+from bucatini.datapath.by_age cimport AGED_HOST, by_age_add
 from bucatini.datapath.counters cimport C_FLOW_REFUSED, C_TCP_OPENED_HOST
 from bucatini.datapath.flow cimport FLOW_TCP, PIF_HOST, FlowKey, flow_find, flow_new
-from bucatini.datapath.half_open cimport half_open_add
 from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
 from bucatini.datapath.room cimport room_for_host, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
@@ -95,7 +95,7 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
         tcp_abort_host(w, flow)
         return
     count(w, C_TCP_OPENED_HOST)
-    half_open_add(w, flow)
+    by_age_add(w, flow, AGED_HOST)
     tcp_emit_syn(w, flow, TH_SYN)
     timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
 

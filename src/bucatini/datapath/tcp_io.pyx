@@ -17,14 +17,16 @@ bytes) continues in the next one.
 Urgent data (T31) stays where it is in the stream; that it is urgent is not passed on. A read ends at its mark, so a
 flow that had any (EPOLLPRI) is read until there is nothing, and what is discarded is counted.
 
-Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: something
-that is not in use gives way (`room`), else RST, and `flow_refused` counts. A reset on either side is a reset on the other.
+Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows:
+something that is not in use gives way (`room`), else RST, and `flow_refused` counts. A reset on either side is a reset
+on the other.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
+from bucatini.datapath.by_age cimport AGED_GUEST, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED, C_TCP_DATA_AFTER_FIN,
     C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST, C_TCP_OUT_OF_ORDER,
@@ -32,7 +34,6 @@ from bucatini.datapath.counters cimport (
     C_TCP_RST_SENT, C_TCP_TIMED_OUT, C_TCP_ZERO_WINDOW_PROBE,
 )
 from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_new
-from bucatini.datapath.half_open cimport half_open_add, half_open_remove
 from bucatini.datapath.headers cimport (
     ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
     addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
@@ -42,7 +43,7 @@ from bucatini.datapath.overflow cimport (
     CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_free, overflow_init,
     overflow_keep,
 )
-from bucatini.datapath.room cimport room_for_guest, room_is_short
+from bucatini.datapath.room cimport room_for_connection, room_is_short
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
@@ -219,7 +220,7 @@ cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
     if entry:
         batch(w).entries[entry - 1].flow = NULL
     overflow_drop(chunks(w), &flow.u.tcp)
-    half_open_remove(w, flow)
+    by_age_remove(w, flow)
     count(w, C_TCP_CLOSED)
     worker_drop_flow(w, flow)
 
@@ -748,14 +749,14 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         return
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_TCP)
-    if flow == NULL and room_for_guest(w, 0):
+    if flow == NULL and room_for_connection(w, 0):
         flow = flow_new(w.flows, &key, FLOW_TCP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
         return
     fd = open_socket(w, &target)
-    if fd < 0 and room_is_short(-fd) and room_for_guest(w, -fd):
+    if fd < 0 and room_is_short(-fd) and room_for_connection(w, -fd):
         fd = open_socket(w, &target)
     if fd < 0:
         if room_is_short(-fd):
@@ -773,7 +774,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         worker_drop_flow(w, flow)
         return
     count(w, C_TCP_OPENED_GUEST)
-    half_open_add(w, flow)
+    by_age_add(w, flow, AGED_GUEST)
 
 
 cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
@@ -804,8 +805,8 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     c = &flow.u.tcp.conn
     tcp_segment(c, &s, w.now, &a)
     count_all(w, a.counted)
-    if flow.u.tcp.half_open and c.state == TCP_ESTABLISHED:
-        half_open_remove(w, flow)
+    if flow.aged and c.state == TCP_ESTABLISHED:
+        by_age_remove(w, flow)
     if a.what == 0:
         return
     if a.what & TA_NEW:

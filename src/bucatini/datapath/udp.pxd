@@ -48,5 +48,6 @@ cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept 
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
 cdef bint udp_make_room(Worker *w) noexcept nogil  # closes a flow that may go
+cdef uint32_t udp_flows(Worker *w) noexcept nogil  # how many there are
 # Sockets of ours that hold a source port, where they are (`Pif`).
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil

@@ -23,9 +23,10 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. When there is no descriptor or flow left, something gives way (`room`): after connections that are not
-established the flow that has been idle longest, if it had its answer or a second of silence (`udp_make_room`); the list
-by age is put right then, not with every datagram. Else the new one is refused.
+Limits. When there is no descriptor or flow left, something gives way (`room`). Of UDP flows that is the one that has
+been idle longest, if it had its answer, or a second of silence, or was never more than one datagram (`udp_make_room`):
+a sweep over ports pushes out its own. The list by age is put right then, not with every datagram. Where nothing gives
+way the new flow is refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
@@ -49,7 +50,7 @@ from bucatini.datapath.headers cimport (
     addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
-from bucatini.datapath.room cimport room_for_guest, room_for_host, room_is_short
+from bucatini.datapath.room cimport room_for_datagrams, room_for_host_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
@@ -123,6 +124,7 @@ cdef struct Udp:
     uint32_t fresh_count
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
+    uint32_t listed  # how many those are
     uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
     uint8_t *slots
 
@@ -394,6 +396,7 @@ cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
     if not u.listed:
         return
     u.listed = 0
+    udp(w).listed -= 1
     if u.older == FLOW_NONE:
         udp(w).oldest = u.newer
     else:
@@ -407,6 +410,7 @@ cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
 cdef void list_as_newest(Worker *w, Flow *flow) noexcept nogil:
     cdef UdpFlow *u = &flow.u.udp
     u.listed = 1
+    udp(w).listed += 1
     u.newer = FLOW_NONE
     u.older = udp(w).newest
     if u.older == FLOW_NONE:
@@ -422,17 +426,26 @@ cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
     list_as_newest(w, flow)
 
 
+cdef uint32_t udp_flows(Worker *w) noexcept nogil:
+    return udp(w).listed
+
+
+cdef inline bint may_go(Worker *w, Flow *flow) noexcept nogil:
+    """Whether a flow is not in use: silent, or an answered query, or one datagram of the guest's and no answer."""
+    cdef UdpFlow *u = &flow.u.udp
+    return not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)
+                            or u.to_host + u.to_guest < 2)
+
+
 cdef bint udp_make_room(Worker *w) noexcept nogil:
     """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
     cdef Flow *flow
-    cdef UdpFlow *u
     cdef int _i
     for _i in range(64):
         if udp(w).oldest == FLOW_NONE:
             return False
         flow = &w.flows.flows[udp(w).oldest]
-        u = &flow.u.udp
-        if not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
+        if may_go(w, flow):
             count(w, C_UDP_EVICTED)
             udp_close_flow(w, flow)
             return True
@@ -442,8 +455,8 @@ cdef bint udp_make_room(Worker *w) noexcept nogil:
 
 
 cdef bint make_room(Worker *w, bint from_host, int error) noexcept nogil:
-    """Let something give way to a flow of the host's side or the guest's; `error`: of a socket, 0: the table is full."""
-    return room_for_host(w, error) or udp_make_room(w) if from_host else room_for_guest(w, error)
+    """Let something give way to a flow of the host's side or the guest's; `error`: of a socket, 0: a full table."""
+    return room_for_host_datagrams(w, error) if from_host else room_for_datagrams(w, error)
 
 
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:

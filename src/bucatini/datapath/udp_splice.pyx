@@ -23,7 +23,7 @@ from bucatini.datapath.flow cimport PIF_HOST, PIF_SPLICE, Flow, FlowKey, flow_fi
 from bucatini.datapath.headers cimport (
     PROTO_UDP, addr_from_v4, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t,
 )
-from bucatini.datapath.room cimport room_for_guest, room_is_short
+from bucatini.datapath.room cimport room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
@@ -81,7 +81,7 @@ cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:
         fd = sockets_take(w, PROTO_UDP, v4)
         return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w) else fd
     fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and room_is_short(errno) and room_for_guest(w, errno):
+    if fd < 0 and room_is_short(errno) and udp_make_room(w):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     return fd if fd >= 0 else -errno
 

@@ -24,6 +24,7 @@ cdef enum RefKind:
 
 cdef enum:
     LISTENER_MAX = 262144
+    AGES = 3  # kinds of flows listed by age
 
 cdef struct Family:  # address translation of one IP version; unspecified (all zero) where there is none
     bint enabled
@@ -65,7 +66,7 @@ cdef struct WorkerSettings:  # fixed while the worker runs
     bint host_lo_to_ns_lo  # what bypasses the tap arrives on the namespace's loopback, not at the guest's address
     uint8_t our_mac[6]
 
-cdef struct HalfOpen:  # connections of one opener that are not established, by age (`half_open`)
+cdef struct FlowList:  # flows of one kind, by age (`by_age`)
     uint32_t oldest  # FLOW_NONE: there is none
     uint32_t newest
     uint32_t count
@@ -97,7 +98,7 @@ cdef struct Worker:
     uint64_t rest_at  # ns, when a bypassed transfer that lets data gather goes on; 0: none does
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
-    HalfOpen half_open[2]
+    FlowList by_age[AGES]
     uint32_t exhausted  # EXHAUSTED_*
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
     Flow *last_flow  # of the previous frame

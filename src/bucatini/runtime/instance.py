@@ -30,7 +30,7 @@ SO_PEEK_OFF = 42  # asm-generic/socket.h
 EXHAUSTED = {
     "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
     "descriptors": "file descriptors have run out (ulimit -n): what is unused gives way, else new flows are refused",
-    "half-open": "too many connections wait for an answer: the oldest of them give way",
+    "half-open": "too many connections or pings wait for an answer: the oldest of them give way",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bucatini.wire import arp, ipv4, tcp, udp
+from bucatini.wire import arp, icmp, ipv4, tcp, udp
 from bucatini.wire.ethernet import BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet
 from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, Link
 
@@ -164,7 +164,7 @@ def test_a_full_table_lets_half_open_and_silent_flows_give_way_to_new_ones(
         sink.bind(("127.0.0.1", 0))
         sink.settimeout(5)
         link.segment(50000, hole, tcp.SYN, 1)
-        for sport in range(6000, 6000 + FLOWS - 1):
+        for sport in (*range(6000, 6000 + FLOWS - 1), *range(6000, 6000 + FLOWS - 1)):
             link.send(17, udp.Udp(sport, sink.getsockname()[1], b"?").emit(GUEST, HOST))
             sink.recv(1)
         assert link.path.flows == FLOWS
@@ -179,6 +179,46 @@ def test_a_full_table_lets_half_open_and_silent_flows_give_way_to_new_ones(
             assert count(link, "udp_evicted") == 1
             assert count(link, "flow_refused") == 1
     assert told == ["flows"]
+
+
+def test_a_sweep_over_source_ports_pushes_out_its_own_and_neither_connects_nor_pings(
+    link: Link, server: socket.socket, hole: int
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        sink.settimeout(5)
+        port = sink.getsockname()[1]
+        link.segment(50000, hole, tcp.SYN, 1)
+        for _ in range(2):  # a flow in use
+            link.send(17, udp.Udp(5999, port, b"?").emit(GUEST, HOST))
+            sink.recv(1)
+        for sport in range(6000, 6000 + 5 * FLOWS):
+            link.send(17, udp.Udp(sport, port, b"?").emit(GUEST, HOST))
+            sink.recv(1)
+        assert link.path.flows == FLOWS
+        assert count(link, "udp_evicted") == 4 * FLOWS + 2
+        establish(link, server, 40000)[0].close()
+        assert count(link, "tcp_half_open_evicted") == count(link, "flow_refused") == 0
+        opened = count(link, "udp_flows")
+        link.send(17, udp.Udp(5999, port, b"?").emit(GUEST, HOST))
+        sink.recv(1)
+        assert count(link, "udp_flows") == opened
+
+
+def may_ping() -> bool:
+    with contextlib.suppress(PermissionError):
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+        return True
+    return False
+
+
+@pytest.mark.skipif(not may_ping(), reason="net.ipv4.ping_group_range allows no ping sockets")
+def test_of_pings_the_oldest_give_way(link: Link) -> None:
+    for number in range(1000, 1000 + 3 * HALF_OPEN):
+        link.send(1, icmp.Icmp(icmp.ECHO_REQUEST, 0, number << 16 | 1, b"ping").emit())
+        assert link.receive().protocol == 1
+    assert link.path.flows == HALF_OPEN
+    assert count(link, "ping_evicted") == 2 * HALF_OPEN
 
 
 # Acknowledgements and windows
