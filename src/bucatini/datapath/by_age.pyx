@@ -2,9 +2,10 @@
 
 Purpose. Whoever sends SYNs costs the host a socket each, for the two minutes that its kernel goes on asking a far end
 that does not answer, or ours a guest that does not; an echo request costs one for a minute. So of each kind (`Aged`)
-there is at most an eighth of the flow table (`SHARE`): neither a flood of the guest's nor one at a forward takes what
-the other needs, and established connections never give way. When flows or descriptors run out below that, the oldest
-goes too (`room`).
+there is at most an eighth of what the flow table and the limit of descriptors allow (`SHARE`): neither a flood of the
+guest's nor one at a forward takes what the other needs, and established connections never give way. UDP has half: so
+that an eighth is left for established connections whatever comes. When flows or descriptors run out all the same, the
+oldest goes too (`room`).
 
 By age alone, whatever it waited: a flood can be faster than any pause that one would grant. With 16,384 places and a
 flood of 60,000 SYNs a second, a connection still has a quarter of a second.
@@ -24,7 +25,7 @@ from bucatini.datapath.worker cimport AGES, EXHAUSTED_HALF_OPEN, FlowList, count
 
 
 cdef enum:
-    SHARE = 8  # of the flow table: one in so many
+    SHARE = 8  # one in so many
 
 
 cdef void by_age_init(Worker *w) noexcept nogil:
@@ -33,7 +34,7 @@ cdef void by_age_init(Worker *w) noexcept nogil:
         w.by_age[kind].oldest = FLOW_NONE
         w.by_age[kind].newest = FLOW_NONE
         w.by_age[kind].count = 0
-        w.by_age[kind].limit = (w.flows.limit + SHARE - 1) // SHARE
+        w.by_age[kind].limit = (w.capacity + SHARE - 1) // SHARE
 
 
 cdef void by_age_add(Worker *w, Flow *flow, int kind) noexcept nogil:

@@ -37,7 +37,8 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
 from bucatini.datapath.worker cimport (
-    Family, count, flow_ref, worker_drop_flow, worker_find, worker_key, worker_watch,
+    Family, count, flow_ref, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
+    worker_watch,
 )
 
 
@@ -132,12 +133,16 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef Flow *flow
     cdef int value, error
     cdef bint v4
+    cdef uint64_t begin
     if w.settings.no_icmp:
         count(w, C_DROP_DISABLED)
         return
     flow = worker_find(w, ref)
     if flow == NULL:
+        if not worker_may_open(w, &begin):
+            return
         flow = open_echo(w, ref)
+        worker_has_opened(w, begin)
         if flow == NULL:
             return
     flow.u.ping.last = w.now

@@ -63,17 +63,27 @@ cdef extern from "<errno.h>" nogil:
     int errno, EINTR, ENOSPC
 
 
+cdef extern from "<sys/resource.h>" nogil:
+    cdef struct rlimit:
+        unsigned long rlim_cur
+    int getrlimit(int resource, rlimit *limit)
+    int RLIMIT_NOFILE
+
+
 cdef enum:
     EVENTS = 64  # of one wait
     PROTO_TCP = 6
     PROTO_UDP = 17
     TURN = 524288  # bytes of bulk transfers taken from the link before what they wait for gets its turn
     BULK = 32768  # bytes of a batch that speak for a transfer
+    PRESSED = 1024  # frames without a pause: a tap's queue has 1,000
+    RUSH = 16  # batches taken in one turn while the link is pressed: its queue must become empty
     CONTINUES = 64  # flows that go on with their next share in one turn
     TIMERS = 64  # timers fired in one turn
     SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
     SLOW_SHARE = 20  # Python has one part in so many of the time for each kind: 3,000 requests a second and more
     SLOW_LENGTH = 2048  # bytes: longer is no message of those protocols, only work
+    OTHER_DESCRIPTORS = 64  # that are no flow's socket and no listener's
     LINKS = 4  # the guest's, and at most three that wrap it
 
 cdef uint64_t SLOW_BURST_NS = 50000000  # what a kind may take at once: 2,500 requests, more than a guest that boots has
@@ -155,6 +165,7 @@ cdef class DataPath:
     cdef bint faulty  # links[1] makes faults
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
+    cdef uint64_t unpaused  # frames since the link had fewer than were asked for
     cdef uint32_t unused  # listeners before this one are all in use
     cdef uint64_t[SLOW_KINDS] slow_spent  # ns of Python's time that are not paid off yet, by kind of frame
     cdef uint64_t[SLOW_KINDS] slow_paid  # ns, when that was
@@ -171,6 +182,8 @@ cdef class DataPath:
         """Reserve all memory: for `flows` flows and `listeners` bound ports."""
         cdef bytes key = os.urandom(32)
         cdef Worker *w = &self.w
+        cdef rlimit files
+        cdef int others
         if not 0 < listeners <= LISTENER_MAX or flows < 1:
             raise ValueError("listeners or flows")
         memset(w, 0, sizeof(Worker))
@@ -187,6 +200,10 @@ cdef class DataPath:
         w.counters = &self.counts
         w.ready_head = FLOW_NONE
         w.ready_tail = FLOW_NONE
+        w.capacity = flows
+        others = OTHER_DESCRIPTORS + listeners
+        if getrlimit(RLIMIT_NOFILE, &files) == 0 and files.rlim_cur < <unsigned long> (flows + others):
+            w.capacity = max(OTHER_DESCRIPTORS, <int> files.rlim_cur - others)
         by_age_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
@@ -618,7 +635,7 @@ cdef class DataPath:
         larger acknowledgements leave the guest more time to send. Where one frame came last time, and the link had
         nothing in the turn before this one, one is likely again: then none is asked for in vain.
         """
-        cdef uint32_t size, delivered = 0
+        cdef uint32_t size, delivered = 0, batches = 0
         if self.taken == 1 and not self.busy:
             self.taken = 0
             self._batch(1)
@@ -628,7 +645,8 @@ cdef class DataPath:
                 if self._batch(LINK_BATCH) == 0:
                     break
                 size = tcp_deliver(&self.w)
-                if size < BULK:
+                batches += 1
+                if size < BULK and not (self.w.pressed and batches < RUSH):
                     break
                 delivered += size
         tcp_flush(&self.w)
@@ -649,6 +667,8 @@ cdef class DataPath:
                 self.failed = -n
             return 0
         self.taken += n
+        self.unpaused = self.unpaused + n if n == LINK_BATCH or w.wire.more else 0
+        w.pressed = self.unpaused >= PRESSED
         for i in range(n):
             ref = &refs[i]
             kind = parse_frame(&frames[i], ref)

@@ -66,7 +66,8 @@ from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE,
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
-    Family, count, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+    Family, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
+    worker_watch,
 )
 
 
@@ -784,6 +785,7 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef TcpActions a
     cdef TcpConn *c
     cdef int one = 1
+    cdef uint64_t begin
     if w.settings.no_tcp:
         count(w, C_DROP_DISABLED)
         return
@@ -797,7 +799,9 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     flow = worker_find(w, ref)
     if flow == NULL:
         if ref.flags & (TH_SYN | TH_ACK | TH_RST) == TH_SYN:
-            open_from_guest(w, ref, &s)
+            if worker_may_open(w, &begin):
+                open_from_guest(w, ref, &s)
+                worker_has_opened(w, begin)
         else:
             count(w, C_DROP_TCP_UNKNOWN)
             answer_reset(w, ref)

@@ -23,7 +23,8 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. When there is no descriptor or flow left, something gives way (`room`). Of UDP flows that is the one that has
+Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
+descriptor or flow left, something does (`room`). Of UDP flows that is the one that has
 been idle longest, if it had its answer, or a second of silence, or was never more than one datagram (`udp_make_room`):
 a sweep over ports pushes out its own. The list by age is put right then, not with every datagram. Where nothing gives
 way the new flow is refused.
@@ -65,7 +66,8 @@ from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_inbound, translate_outbound, translate_reporter
 from bucatini.datapath.udp_splice cimport udp_splice_answers, udp_splice_serve
 from bucatini.datapath.worker cimport (
-    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
+    worker_may_open, worker_watch,
 )
 
 
@@ -91,6 +93,7 @@ cdef enum:
     RUN_BYTES = 65000
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
+    SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
     ERRORS = 16  # errors taken from a queue in one turn
     FRESH = 64  # new flows of a forward in one go
     DRAIN = 16  # receive calls on a forward in one turn
@@ -365,12 +368,16 @@ cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
 
 cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef Flow *flow
+    cdef uint64_t begin
     if w.settings.no_udp:
         count(w, C_DROP_DISABLED)
         return
     flow = worker_find(w, ref)
     if flow == NULL:
+        if not worker_may_open(w, &begin):
+            return
         flow = open_from_guest(w, ref)
+        worker_has_opened(w, begin)
         if flow == NULL:
             return
     pass_on(flow, ref)
@@ -461,7 +468,11 @@ cdef bint make_room(Worker *w, bint from_host, int error) noexcept nogil:
 
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
-    cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
+    cdef Flow *flow
+    if udp(w).listed >= w.capacity // SHARE_OF_ALL and not udp_make_room(w):
+        count(w, C_FLOW_REFUSED)
+        return NULL
+    flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL and make_room(w, from_host, 0):
         flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL:

@@ -98,8 +98,12 @@ cdef struct Worker:
     uint64_t rest_at  # ns, when a bypassed transfer that lets data gather goes on; 0: none does
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
+    uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
     FlowList by_age[AGES]
     uint32_t exhausted  # EXHAUSTED_*
+    bint pressed  # the link has had frames without a pause for longer than its queue is
+    uint64_t opened_at  # ns, when `open_spent` was last paid off
+    uint64_t open_spent  # ns that were taken by new flows while it was
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
     Flow *last_flow  # of the previous frame
     void *tcp  # what tcp_io keeps, private to it (a struct cannot be declared here and defined there)
@@ -133,4 +137,8 @@ cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil
 # The flow of a frame of the guest, or NULL.
 cdef Flow *worker_find(Worker *w, const FrameRef *ref) noexcept nogil
+# Whether the guest may open a flow now: always, but for a share of the time while the link is `pressed` (counted). Then
+# `worker_has_opened` follows, with the time it began.
+cdef bint worker_may_open(Worker *w, uint64_t *begin) noexcept nogil
+cdef void worker_has_opened(Worker *w, uint64_t begin) noexcept nogil
 cdef void worker_key(FlowKey *key, const FrameRef *ref) noexcept nogil

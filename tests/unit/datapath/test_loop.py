@@ -15,8 +15,8 @@ from unit.datapath.guest_link import FLOWS, GUEST, GUEST_MAC, HOST, OUR_MAC, Lin
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
-    link = Link()
+def link(request: pytest.FixtureRequest) -> Iterator[Link]:
+    link = Link(flows=getattr(request, "param", FLOWS))
     yield link
     link.close()
 
@@ -120,6 +120,7 @@ def test_D17_what_others_on_the_link_send_does_not_divert_what_is_for_the_guest(
         assert udp.Udp.parse(link.receive().payload).payload == b"answer"  # which looks at the address
 
 
+@pytest.mark.parametrize("link", [2 * FLOWS], indirect=True)  # half of them may be UDP's
 def test_U11_when_flows_run_out_a_silent_one_goes_and_one_in_use_stays(link: Link) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))

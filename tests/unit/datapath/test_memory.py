@@ -168,7 +168,6 @@ def test_a_million_packets_and_floods_of_flows_allocate_nothing(
     took = time.monotonic() - begin
     moved = {name: after[name] - before[name] for name in after if after[name] != before[name]}
     record_property("figures", moved | {"seconds": round(took, 2)})
-    print(moved)
     assert after["frames_in"] == expected
     for name in ("tcp_half_open_evicted", "udp_evicted", "drop_fragment_budget", "drop_slow_budget", "tcp_duplicate"):
         assert moved.get(name, 0) > 0, name
