@@ -25,8 +25,8 @@ the last datagram was and waits again or closes.
 
 Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
 descriptor or flow left, something does (`room`). Of UDP flows that is the one that has
-been idle longest, if it had its answer, or a second of silence, or was never more than one datagram (`udp_make_room`):
-a sweep over ports pushes out its own. The list by age is put right then, not with every datagram. Where nothing gives
+been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
+(`udp_make_room`): a sweep over ports pushes out its own. The list by age is put right then, not with every datagram. Where nothing gives
 way the new flow is refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
@@ -438,10 +438,10 @@ cdef uint32_t udp_flows(Worker *w) noexcept nogil:
 
 
 cdef inline bint may_go(Worker *w, Flow *flow) noexcept nogil:
-    """Whether a flow is not in use: silent, or an answered query, or one datagram of the guest's and no answer."""
+    """Whether a flow is not in use: silent, or an answered query, or no more than one datagram each way."""
     cdef UdpFlow *u = &flow.u.udp
     return not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)
-                            or u.to_host + u.to_guest < 2)
+                            or (u.to_host < 2 and u.to_guest < 2))
 
 
 cdef bint udp_make_room(Worker *w) noexcept nogil:
