@@ -11,8 +11,8 @@ _NAMES = (
     "drop_not_for_us", "drop_ip_header", "drop_ip_checksum", "drop_ip_address", "drop_ip_protocol", "drop_fragment",
     "drop_fragment_budget", "drop_extension", "drop_tcp_header", "drop_udp_header", "drop_icmp_header",
     "drop_l4_checksum", "drop_port_zero", "drop_disabled", "drop_tcp_unknown", "drop_icmp_type", "drop_multicast",
-    "drop_slow", "drop_slow_budget", "drop_open_budget", "drop_udp_send", "drop_udp_no_socket", "drop_ping_send", "drop_ping_no_socket",
-    "drop_link_full", "drop_link_error", "drop_udp_inbound", "drop_udp_splice",
+    "drop_slow", "drop_slow_budget", "drop_open_budget", "drop_udp_send", "drop_udp_no_socket", "drop_ping_send",
+    "drop_ping_no_socket", "drop_link_full", "drop_link_error", "drop_udp_inbound", "drop_udp_splice",
 )
 
 

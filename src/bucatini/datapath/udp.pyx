@@ -24,10 +24,10 @@ Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an 
 the last datagram was and waits again or closes.
 
 Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
-descriptor or flow left, something does (`room`). Of UDP flows that is the one that has
-been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
-(`udp_make_room`): a sweep over ports pushes out its own. The list by age is put right then, not with every datagram. Where nothing gives
-way the new flow is refused.
+descriptor or flow left, something does (`room`). Of UDP flows that is the one that has been idle longest, if it had its
+answer, or a second of silence, or never more than one datagram each way (`udp_make_room`): a sweep over ports pushes
+out its own. The list by age is put right then, not with every datagram. Where nothing gives way, the new flow is
+refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
