@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
 
-.PHONY: build run test lint unit system bench micro soak cases asan fuzz coverage man clean help packages
+.PHONY: build run test lint unit system bench micro soak cases attacks churn asan fuzz coverage man clean help packages
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -86,6 +86,12 @@ soak: build packages ## 100,000 connections over a link that makes faults, every
 
 cases: build packages ## docs/cases.md: which tests there are for each known case, and how they end; root
 	$(PYTEST) --cases=docs/cases.md tests
+
+churn: build packages ## an hour of connections that come and go, and 100,000 at once if the limit of descriptors allows
+	BUCATINI_CHURN=$(or $(FLOWS),180000) BUCATINI_CONNECTIONS=100000 $(PYTEST) tests/system/test_memory.py
+
+attacks: build packages ## docs/attacks.md: what attacks do to an instance and to those it serves; root
+	$(PYTEST) --attacks=docs/attacks.md tests/system/test_attacks.py
 
 micro: build ## micro-benchmarks of the packet path's pieces (pyperf); OPTIONS="-o file.json" keeps the result
 	$(PY) -m bucatini.bench.micro $(OPTIONS)

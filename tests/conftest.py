@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["case_table"]
+pytest_plugins = ["case_table", "attack_table"]
 
 # One machine is not as fast as another, and never twice: time is no property of the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -158,7 +158,7 @@ cdef void tell(WrapState *state, str direction, const iovec *iov, int count, con
     cdef uint32_t length = gather(state.buffer, iov, count, vnet)
     try:
         (<object> state.trace)(direction, <bytes> state.buffer[:length])
-    except Exception:
+    except BaseException:
         pass
 
 

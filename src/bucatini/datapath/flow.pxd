@@ -99,6 +99,9 @@ cdef struct Flow:
     uint16_t target_port  # host order
     uint8_t kind  # FlowKind
     uint8_t from_host  # opened by the host's side
+    uint8_t aged  # list by age that it is in + 1, 0: none
+    uint32_t older  # its neighbours there, FLOW_NONE: none
+    uint32_t newer
     int fd  # host socket, -1: none
     uint32_t index  # of this flow
     uint32_t hash_next  # chain of the bucket, or of the free list
@@ -107,6 +110,7 @@ cdef struct Flow:
     uint32_t timer_slot  # slot it waits in, TIMER_NONE: none
     uint64_t timer_at  # ns, when that slot fires
     uint32_t ready_next  # worker's list of flows to continue
+    uint32_t ready_previous
     uint32_t generation  # moves on each reuse: epoll events of an earlier life are known by it
     FlowState u
 

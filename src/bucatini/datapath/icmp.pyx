@@ -17,6 +17,7 @@ from bucatini.datapath.build cimport (
     ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_checksum, build_icmp_error, build_ip,
     icmp_error_of,
 )
+from bucatini.datapath.by_age cimport AGED_PING, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS, C_UDP_ERRORS,
 )
@@ -26,17 +27,21 @@ from bucatini.datapath.headers cimport (
     addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport Link
+from bucatini.datapath.room cimport room_for_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLLERR, EPOLLIN, IP_RECVERR, IP_TTL,
-    IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, getsockopt, iovec,
-    msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR,
+    IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR,
+    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, epoll_ctl, epoll_event, getsockopt,
+    iovec, msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
-from bucatini.datapath.worker cimport Family, count, worker_drop_flow, worker_find, worker_key, worker_watch
+from bucatini.datapath.worker cimport (
+    Family, count, flow_ref, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
+    worker_watch,
+)
 
 
 cdef extern from "<errno.h>" nogil:
@@ -64,6 +69,16 @@ cdef void tell_guest(Worker *w, const FlowKey *key, int error, const addr_t *rep
     build_icmp_error(w, key, reporter, error, mtu, quoted, length, size)
 
 
+cdef void icmp_close(Worker *w, Flow *flow) noexcept nogil:
+    by_age_remove(w, flow)
+    worker_drop_flow(w, flow)
+
+
+cdef int make_socket(bint v4) noexcept nogil:
+    return socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                  IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
+
+
 cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     """The first request of an identifier; NULL when there can be no socket (counted, and told to the guest)."""
     cdef FlowKey key
@@ -80,6 +95,8 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         return NULL
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_PING)
+    if flow == NULL and room_for_datagrams(w, 0):
+        flow = flow_new(w.flows, &key, FLOW_PING)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         return NULL
@@ -87,8 +104,9 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     flow.u.ping.ttl = TTL_DEFAULT
     v4 = addr_is_v4(&target.address)
     family = &w.v4 if v4 else &w.v6
-    flow.fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-                     IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
+    flow.fd = make_socket(v4)
+    if flow.fd < 0 and room_is_short(errno) and room_for_datagrams(w, errno):
+        flow.fd = make_socket(v4)
     if flow.fd >= 0:
         setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
         if family.outbound_if[0] and not addr_is_loopback(&target.address):
@@ -99,6 +117,7 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         size = sockaddr_fill(&sa, &target.address, 0, target.scope_id)
         if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
             count(w, C_PING_FLOWS)
+            by_age_add(w, flow, AGED_PING)
             flow.u.ping.last = w.now
             timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
             return flow
@@ -116,12 +135,16 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef Flow *flow
     cdef int value, error
     cdef bint v4
+    cdef uint64_t begin
     if w.settings.no_icmp:
         count(w, C_DROP_DISABLED)
         return
     flow = worker_find(w, ref)
     if flow == NULL:
+        if not worker_may_open(w, &begin):
+            return
         flow = open_echo(w, ref)
+        worker_has_opened(w, begin)
         if flow == NULL:
             return
     flow.u.ping.last = w.now
@@ -190,7 +213,7 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
 cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef Link *link = w.link
     cdef uint8_t *out
-    cdef uint8_t[8] nothing
+    cdef epoll_event event
     cdef vnet_hdr vnet
     cdef bint v4 = addr_is_v4(&flow.key.guest)
     cdef uint8_t protocol = PROTO_ICMP if v4 else PROTO_ICMPV6
@@ -216,13 +239,14 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
         (<icmp_hdr *> (out + offset)).id_be = htons(flow.key.gport)
         build_icmp_checksum(out + offset, <uint32_t> n, &flow.key.remote, &flow.key.guest)
         link.commit(link, offset + <uint32_t> n, &vnet)
-    # More are waiting than one turn takes: what is left is dropped, as a busy host would
-    while recv(flow.fd, nothing, 8, MSG_DONTWAIT) >= 0:
-        count(w, C_DROP_PING_SEND)
+    # More are waiting than one turn takes: armed anew, the edge comes again, after all others had their turn
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = flow_ref(flow)
+    epoll_ctl(w.epoll, EPOLL_CTL_MOD, flow.fd, &event)
 
 
 cdef void icmp_timer(Worker *w, Flow *flow) noexcept nogil:
     if w.now - flow.u.ping.last >= IDLE_NS:
-        worker_drop_flow(w, flow)
+        icmp_close(w, flow)
     else:
         timer_arm(w.timers, w.flows, flow, flow.u.ping.last + IDLE_NS)

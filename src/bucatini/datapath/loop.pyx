@@ -4,7 +4,12 @@ Each turn: wait; take a batch of frames from the link and run it through the pro
 something; continue the flows that used up their share; fire timers. The loop runs without the GIL. It takes it for
 four things only: a frame of the slow path, a descriptor that Python watches, the slow path's timer, and the trace.
 
-An exception in Python costs the frame it was about (`slow_errors`), never the loop.
+An exception in Python, of whatever kind, costs the frame it was about (`slow_errors`), never the loop.
+
+Python takes a hundred times as long for a frame as the packet path, so what it may take has a bound (`SLOW_SHARE`, by
+kind: ARP, IPv4, IPv6): a storm of one kind is dropped beyond it (`drop_slow_budget`), and the flows and the other kinds
+go on. A turn has a bound too, whatever waits: frames of one batch (or `TURN`), `EVENTS` events, `CONTINUES` flows that
+want to go on, `TIMERS` timers.
 """
 
 # syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close dup
@@ -14,9 +19,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from bucatini.datapath.by_age cimport by_age_init
 from bucatini.datapath.capture cimport capture_close, capture_open, trace_open
 from bucatini.datapath.counters cimport (
-    C_DROP_SLOW, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
+    C_DROP_SLOW, C_DROP_SLOW_BUDGET, C_FRAGMENTS_IN, C_SLOW_ERRORS, C_SLOW_IN, C_SLOW_OUT, Counters, names,
 )
 from bucatini.datapath.fault cimport FAULTS, fault_close, fault_open
 from bucatini.datapath.flow cimport (
@@ -49,8 +55,8 @@ from bucatini.datapath.udp cimport (
 )
 from bucatini.datapath.udp_forward cimport udp_listener
 from bucatini.datapath.worker cimport (
-    LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker,
-    count, worker_next,
+    EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK,
+    REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker, count, worker_next,
 )
 
 import os
@@ -60,13 +66,32 @@ cdef extern from "<errno.h>" nogil:
     int errno, EINTR, ENOSPC
 
 
+cdef extern from "<sys/resource.h>" nogil:
+    cdef struct rlimit:
+        unsigned long rlim_cur
+    int getrlimit(int resource, rlimit *limit)
+    int RLIMIT_NOFILE
+
+
 cdef enum:
     EVENTS = 64  # of one wait
     PROTO_TCP = 6
     PROTO_UDP = 17
     TURN = 524288  # bytes of bulk transfers taken from the link before what they wait for gets its turn
     BULK = 32768  # bytes of a batch that speak for a transfer
+    PRESSED = 1024  # frames without a pause: a tap's queue has 1,000
+    RUSH = 16  # batches taken in one turn while the link is pressed: its queue must become empty
+    CONTINUES = 64  # flows that go on with their next share in one turn
+    TIMERS = 64  # timers fired in one turn
+    SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
+    SLOW_SHARE = 20  # Python has one part in so many of the time for each kind: 3,000 requests a second and more
+    SLOW_LENGTH = 2048  # bytes: longer is no message of those protocols, only work
+    OTHER_DESCRIPTORS = 64  # that are no flow's socket and no listener's
     LINKS = 4  # the guest's, and at most three that wrap it
+
+cdef uint64_t SLOW_BURST_NS = 50000000  # what a kind may take at once: 2,500 requests, more than a guest that boots has
+cdef uint64_t SLOW_MOST_NS = 1000000  # one frame is charged: more was time that the kernel gave to somebody else
+cdef uint64_t RETRY_NS = 1000000000  # until the slow path's timer is called again when it failed
 
 FEATURE_TSO = LINK_TSO
 FEATURE_USO = LINK_USO
@@ -143,7 +168,12 @@ cdef class DataPath:
     cdef bint faulty  # links[1] makes faults
     cdef bint busy  # the link had something in the last turn
     cdef int taken  # frames, the last time that it had
+    cdef uint64_t unpaused  # frames since the link had fewer than were asked for
     cdef uint32_t unused  # listeners before this one are all in use
+    cdef uint64_t[SLOW_KINDS] slow_spent  # ns of Python's time that are not paid off yet, by kind of frame
+    cdef uint64_t[SLOW_KINDS] slow_paid  # ns, when that was
+    cdef uint32_t told  # of `Worker.exhausted`
+    cdef object on_exhausted
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
@@ -155,6 +185,8 @@ cdef class DataPath:
         """Reserve all memory: for `flows` flows and `listeners` bound ports."""
         cdef bytes key = os.urandom(32)
         cdef Worker *w = &self.w
+        cdef rlimit files
+        cdef int others
         if not 0 < listeners <= LISTENER_MAX or flows < 1:
             raise ValueError("listeners or flows")
         memset(w, 0, sizeof(Worker))
@@ -171,6 +203,11 @@ cdef class DataPath:
         w.counters = &self.counts
         w.ready_head = FLOW_NONE
         w.ready_tail = FLOW_NONE
+        w.capacity = flows
+        others = OTHER_DESCRIPTORS + listeners
+        if getrlimit(RLIMIT_NOFILE, &files) == 0 and files.rlim_cur < <unsigned long> (flows + others):
+            w.capacity = max(OTHER_DESCRIPTORS, <int> files.rlim_cur - others)
+        by_age_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
         w.listener_limit = listeners
@@ -360,6 +397,10 @@ cdef class DataPath:
         self.slow = slow
         self._slow_timer()
 
+    def tell_exhausted(self, callback):
+        """Call `callback(what)` when something has run out for the first time: "flows", "descriptors", "half-open"."""
+        self.on_exhausted = callback
+
     def open_sockets(self, int fd):
         """Get sockets of the guest's namespace from the maker behind `fd` (`socket_pool`)."""
         cdef int error = sockets_open(&self.w, fd)
@@ -460,6 +501,7 @@ cdef class DataPath:
         cdef Flow *flow
         cdef uint64_t ref
         cdef uint32_t index, generation
+        cdef int _i
         cdef int n, i, kind
         cdef bint link_ready
         while not self.stopped:
@@ -510,7 +552,7 @@ cdef class DataPath:
             self.busy = link_ready
             if not w.wire.blocked:
                 self._continue()
-            while True:
+            for _i in range(TIMERS):
                 flow = timer_due(w.timers, w.flows, w.now)
                 if flow == NULL:
                     break
@@ -524,6 +566,8 @@ cdef class DataPath:
                 tcp_acknowledge(w)
             if self.slow_at and w.now >= self.slow_at:
                 self._slow_timeout()
+            if w.exhausted & ~self.told:
+                self._exhausted()
             if w.wire.flush != NULL:
                 self._flush()
 
@@ -568,13 +612,12 @@ cdef class DataPath:
         return until if wait < 0 or until < wait else wait
 
     cdef void _continue(self) noexcept nogil:
-        """Give every flow that waits for its next share one."""
+        """Give the flows that wait for their next share one; those that had one go to the end."""
+        cdef int _i
         cdef Worker *w = &self.w
         cdef uint32_t last = w.ready_tail, index
         cdef Flow *flow
-        if w.ready_head == FLOW_NONE:
-            return
-        while True:
+        for _i in range(CONTINUES):
             flow = worker_next(w)
             if flow == NULL:
                 return
@@ -595,7 +638,7 @@ cdef class DataPath:
         larger acknowledgements leave the guest more time to send. Where one frame came last time, and the link had
         nothing in the turn before this one, one is likely again: then none is asked for in vain.
         """
-        cdef uint32_t size, delivered = 0
+        cdef uint32_t size, delivered = 0, batches = 0
         if self.taken == 1 and not self.busy:
             self.taken = 0
             self._batch(1)
@@ -605,7 +648,8 @@ cdef class DataPath:
                 if self._batch(LINK_BATCH) == 0:
                     break
                 size = tcp_deliver(&self.w)
-                if size < BULK:
+                batches += 1
+                if size < BULK and not (self.w.pressed and batches < RUSH):
                     break
                 delivered += size
         tcp_flush(&self.w)
@@ -626,6 +670,8 @@ cdef class DataPath:
                 self.failed = -n
             return 0
         self.taken += n
+        self.unpaused = self.unpaused + n if n == LINK_BATCH or w.wire.more else 0
+        w.pressed = self.unpaused >= PRESSED
         for i in range(n):
             ref = &refs[i]
             kind = parse_frame(&frames[i], ref)
@@ -648,10 +694,10 @@ cdef class DataPath:
                 udp_frame(w, ref)
             elif kind == KIND_ECHO:
                 icmp_frame(w, ref)
-            elif ref.frame != NULL:
-                self._slow_frame(ref)
-            else:
+            elif ref.frame == NULL or ref.length > SLOW_LENGTH:
                 count(w, C_DROP_SLOW)
+            else:
+                self._slow(ref)
         udp_flush(w)
         return n
 
@@ -659,10 +705,24 @@ cdef class DataPath:
         """Tell Python that the client of a stream link is gone; it takes its descriptor."""
         try:
             self.on_lost(error, stream_rest(self.w.wire))
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
         if self.w.wire.fd >= 0:  # whatever it did: not the same again
             self.detach()
+
+    cdef void _slow(self, const FrameRef *ref) noexcept nogil:
+        """Hand a frame to the slow path, if its kind has not used up the time that it may take."""
+        cdef int kind = ref.version // 2 - 1 if ref.version else 0
+        cdef uint64_t start = clock_ns(), paid, taken
+        paid = (start - self.slow_paid[kind]) // SLOW_SHARE
+        self.slow_paid[kind] = start
+        self.slow_spent[kind] -= paid if paid < self.slow_spent[kind] else self.slow_spent[kind]
+        if self.slow_spent[kind] >= SLOW_BURST_NS:
+            count(&self.w, C_DROP_SLOW_BUDGET)
+            return
+        self._slow_frame(ref)
+        taken = clock_ns() - start
+        self.slow_spent[kind] += taken if taken < SLOW_MOST_NS else SLOW_MOST_NS
 
     cdef void _slow_frame(self, const FrameRef *ref) noexcept with gil:
         """Hand a frame to the slow path and send what it answers."""
@@ -670,15 +730,29 @@ cdef class DataPath:
         try:
             self._answer(self.slow.on_frame(<bytes> ref.frame[:ref.length], self.w.now))
             self._slow_timer()
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 
     cdef void _slow_timeout(self) noexcept with gil:
-        self.slow_at = 0
+        self.slow_at = self.w.now + RETRY_NS  # if it fails
         try:
             self._answer(self.slow.on_timeout(self.w.now))
             self._slow_timer()
-        except Exception:
+        except BaseException:
+            count(&self.w, C_SLOW_ERRORS)
+
+    cdef void _exhausted(self) noexcept with gil:
+        """Tell what has run out, each once."""
+        cdef uint32_t news = self.w.exhausted & ~self.told
+        self.told |= news
+        if self.on_exhausted is None:
+            return
+        try:
+            for bit, what in ((EXHAUSTED_FLOWS, "flows"), (EXHAUSTED_DESCRIPTORS, "descriptors"),
+                              (EXHAUSTED_HALF_OPEN, "half-open")):
+                if news & <uint32_t> bit:
+                    self.on_exhausted(what)
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 
     def _slow_timer(self):
@@ -702,5 +776,5 @@ cdef class DataPath:
         """Call what watches a descriptor; signal handlers run here too."""
         try:
             self.watched[index][1]()
-        except Exception:
+        except BaseException:
             count(&self.w, C_SLOW_ERRORS)

@@ -2,7 +2,8 @@
 
 `head` to `tail` is what was accepted and the socket did not take: in order, appended to at the tail. `kept` is what
 came out of order, sorted by sequence number; when the hole in front is filled its blocks move over to the first chain
-as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given.
+as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given; what is out of
+order may not have its last quarter (`KEEP_LEAST`).
 """
 
 # syscalls serve: sendmsg
@@ -24,6 +25,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     CHUNK_NONE = 0  # chains hold index + 1
+    KEEP_LEAST = CHUNKS // 4  # chunks that what is out of order leaves to what was accepted: only the first comes again
     DRAIN_IOV = 64  # blocks handed to a socket at once
 
 
@@ -157,10 +159,8 @@ cdef uint32_t overflow_keep(Chunks *c, TcpFlow *t, uint32_t seq, const uint8_t *
         link = c.chunks[link - 1].next
     if previous and c.chunks[previous - 1].seq + c.chunks[previous - 1].end == seq:
         done = chunk_fill(c, previous, data, size)
-    while done < size:
+    while done < size and c.available > KEEP_LEAST:
         fresh = chunk_take(c)
-        if fresh == CHUNK_NONE:
-            break
         c.chunks[fresh - 1].seq = seq + done
         c.chunks[fresh - 1].next = link
         if previous:

@@ -92,7 +92,7 @@ cdef struct TcpConn:
     uint32_t bound  # most of `held`
     uint32_t ack_sent  # acknowledgement in the last segment of ours
     uint32_t ts_recent  # the guest's timestamp that we echo
-    uint32_t recover  # TF_RECOVERY: the end of what was sent when it began
+    uint32_t recover  # the end of what was sent when sending again began
     uint32_t repaired  # holes below it were sent again in this pass
     uint32_t repair_max  # `snd_max` when this pass began
     uint32_t fin_at  # TF_FIN_KEPT

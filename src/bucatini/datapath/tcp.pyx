@@ -262,7 +262,9 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uin
             and window == c.snd_wnd and window and s.seq == c.rcv_nxt:
         if c.dupacks < 255:
             c.dupacks += 1
-        if c.dupacks == DUPACKS and not (c.flags & TF_SACK and (o.blocks or c.flags & TF_RECOVERY)):  # RFC 5681 §3.2
+        # RFC 5681 §3.2, and once for what is in flight (RFC 6582 §3.2): a storm of them must not be answered in kind
+        if (c.dupacks == DUPACKS and seq_ge(c.snd_una, c.recover)
+                and not (c.flags & TF_SACK and (o.blocks or c.flags & TF_RECOVERY))):
             a.counted |= TC_FAST_RETRANSMIT
             rewind(c, a)
     if c.flags & TF_SACK:
@@ -294,6 +296,7 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uin
 cdef inline void rewind(TcpConn *c, TcpActions *a) noexcept nogil:
     """Go back to the oldest byte that is not acknowledged."""
     c.flags &= ~TF_RECOVERY
+    c.recover = c.snd_max
     c.sacked.count = 0
     if c.flags & TF_FIN_SENT and c.snd_una == tcp_fin_seq(c):
         a.what |= TA_FIN

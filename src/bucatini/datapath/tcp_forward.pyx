@@ -1,8 +1,8 @@
 """Connections of the host's side: accepted on a forward, offered to the guest by a SYN; local ones bypass the tap.
 
 What cannot be served is reset at once: the peer's connect() has succeeded, its first read says what came of it.
-Descriptors that have run out must not keep a listener ready: the spare one is given up for a moment to take the
-connection and reset it.
+Descriptors that have run out must not keep a listener ready: where nothing gives way (`room`), the spare one is given
+up for a moment to take the connection and reset it.
 """
 
 # syscalls serve: accept4 setsockopt getsockopt close dup
@@ -10,9 +10,11 @@ connection and reset it.
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
+from bucatini.datapath.by_age cimport AGED_HOST, by_age_add
 from bucatini.datapath.counters cimport C_FLOW_REFUSED, C_TCP_OPENED_HOST
 from bucatini.datapath.flow cimport FLOW_TCP, PIF_HOST, FlowKey, flow_find, flow_new
 from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
+from bucatini.datapath.room cimport room_for_host, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, dup,
@@ -30,7 +32,7 @@ from bucatini.datapath.worker cimport count
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, ECONNABORTED, EINTR, EMFILE, ENFILE
+    int errno, ECONNABORTED, EINTR
 
 
 cdef enum:
@@ -77,6 +79,8 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
         reject(fd)
         return
     flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL and room_for_host(w, 0):
+        flow = flow_new(w.flows, &key, FLOW_TCP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         reject(fd)
@@ -93,6 +97,7 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
         tcp_abort_host(w, flow)
         return
     count(w, C_TCP_OPENED_HOST)
+    by_age_add(w, flow, AGED_HOST)
     tcp_emit_syn(w, flow, TH_SYN)
     timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
 
@@ -113,7 +118,9 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
             else:
                 count(w, C_FLOW_REFUSED)
                 reject(fd)
-        elif errno == EMFILE or errno == ENFILE:
+        elif room_is_short(errno) and room_for_host(w, errno):
+            continue
+        elif room_is_short(errno):
             # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
             count(w, C_FLOW_REFUSED)
             close(w.spare_fd)

@@ -17,8 +17,9 @@ bytes) continues in the next one.
 Urgent data (T31) stays where it is in the stream; that it is urgent is not passed on. A read ends at its mark, so a
 flow that had any (EPOLLPRI) is read until there is nothing, and what is discarded is counted.
 
-Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows: RST,
-and `flow_refused` counts. A reset on either side is a reset on the other.
+Failure. Refused: RST. Unreachable: ICMP, and the guest's connect() fails at once. Out of descriptors or flows:
+something that is not in use gives way (`room`), else RST, and `flow_refused` counts. A reset on either side is a reset
+on the other.
 """
 
 # syscalls serve: socket setsockopt getsockopt bind connect shutdown recvfrom sendmsg recvmsg close ioctl
@@ -27,6 +28,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
+from bucatini.datapath.by_age cimport AGED_GUEST, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_TCP_UNKNOWN, C_FLOW_REFUSED, C_TCP_CHALLENGE_ACK, C_TCP_CLOSED, C_TCP_DATA_AFTER_FIN,
     C_TCP_DUPLICATE, C_TCP_FAST_RETRANSMIT, C_TCP_KEEPALIVE_SENT, C_TCP_OPENED_GUEST, C_TCP_OUT_OF_ORDER,
@@ -43,6 +45,7 @@ from bucatini.datapath.overflow cimport (
     CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_free, overflow_init,
     overflow_keep,
 )
+from bucatini.datapath.room cimport room_for_connection, room_is_short
 from bucatini.datapath.siphash cimport siphash24
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
@@ -65,7 +68,8 @@ from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE,
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
-    Family, count, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+    Family, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
+    worker_watch,
 )
 
 
@@ -96,6 +100,7 @@ cdef enum:
     BOUND_MIN = 65536
     BOUND_OVER = 65536  # bytes beyond: windows are rounded up, so small segments find one that never closes
     SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
+    FRAME_COST = 1024  # a frame counts as so many of them at least: small ones are the guest's choice (MSS, window)
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
     LATE_NS = 10000000  # by this much at most
@@ -219,6 +224,7 @@ cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
     if entry:
         batch(w).entries[entry - 1].flow = NULL
     overflow_drop(chunks(w), &flow.u.tcp)
+    by_age_remove(w, flow)
     count(w, C_TCP_CLOSED)
     worker_drop_flow(w, flow)
 
@@ -364,7 +370,7 @@ cdef void repair(Worker *w, Flow *flow) noexcept nogil:
         n = peek(w, flow, seq, out + headers, length if length < limit else limit)
         if n <= 0:
             break
-        sent += <uint32_t> n
+        sent += <uint32_t> n if n > FRAME_COST else FRAME_COST
         last = seq + <uint32_t> n
         build_data(w, flow, out, seq, TH_ACK, <uint32_t> n, &vnet)
         tcp_repaired(&t.conn, seq, <uint32_t> n)
@@ -419,7 +425,7 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
                 tcp_host_eof(c, w.now, &a)
             link.commit(link, headers + <uint32_t> n, &vnet)
             sent = True
-            used += <uint32_t> n
+            used += <uint32_t> n if n > FRAME_COST else FRAME_COST
             if n < room and not t.hangup and not t.broken and not t.urgent:
                 t.readable = 0  # drained: the next byte makes an edge
         elif n == 0 and t.broken:
@@ -748,13 +754,17 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         return
     worker_key(&key, ref)
     flow = flow_new(w.flows, &key, FLOW_TCP)
+    if flow == NULL and room_for_connection(w, 0):
+        flow = flow_new(w.flows, &key, FLOW_TCP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         answer_reset(w, ref)
         return
     fd = open_socket(w, &target)
+    if fd < 0 and room_is_short(-fd) and room_for_connection(w, -fd):
+        fd = open_socket(w, &target)
     if fd < 0:
-        if fd == -EMFILE or fd == -ENFILE:
+        if room_is_short(-fd):
             count(w, C_FLOW_REFUSED)
         refuse(w, &key, s, ref, -fd)
         worker_drop_flow(w, flow)
@@ -769,6 +779,7 @@ cdef void open_from_guest(Worker *w, FrameRef *ref, const TcpSegment *s) noexcep
         worker_drop_flow(w, flow)
         return
     count(w, C_TCP_OPENED_GUEST)
+    by_age_add(w, flow, AGED_GUEST)
 
 
 cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
@@ -778,6 +789,7 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef TcpActions a
     cdef TcpConn *c
     cdef int one = 1
+    cdef uint64_t begin
     if w.settings.no_tcp:
         count(w, C_DROP_DISABLED)
         return
@@ -791,7 +803,9 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     flow = worker_find(w, ref)
     if flow == NULL:
         if ref.flags & (TH_SYN | TH_ACK | TH_RST) == TH_SYN:
-            open_from_guest(w, ref, &s)
+            if worker_may_open(w, &begin):
+                open_from_guest(w, ref, &s)
+                worker_has_opened(w, begin)
         else:
             count(w, C_DROP_TCP_UNKNOWN)
             answer_reset(w, ref)
@@ -799,6 +813,8 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     c = &flow.u.tcp.conn
     tcp_segment(c, &s, w.now, &a)
     count_all(w, a.counted)
+    if flow.aged and c.state == TCP_ESTABLISHED:
+        by_age_remove(w, flow)
     if a.what == 0:
         return
     if a.what & TA_NEW:

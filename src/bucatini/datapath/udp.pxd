@@ -45,7 +45,8 @@ cdef void udp_asked_address(const msghdr *message, addr_t *out) noexcept nogil
 # One sendmsg to where the socket is connected, or to `message.msg_name`; `segment`: size of the datagrams, 0: one.
 cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil
 cdef bint udp_segments_refused(int error) noexcept nogil
-cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil  # NULL: refused (counted)
+# NULL: refused (counted). `from_host`: the host's side opens it
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
 # Closes a flow that may go, for its place or for its descriptor.
@@ -57,5 +58,6 @@ cdef void udp_deliver(Worker *w, Flow *flow, int first, int n) noexcept nogil
 cdef int udp_next_error(Worker *w, int fd, msghdr *message, sockaddr_any *name, uint8_t *control) noexcept nogil
 # Tells the guest of an error, about a datagram of `size` bytes in slot 0.
 cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept nogil
+cdef uint32_t udp_flows(Worker *w) noexcept nogil  # how many there are
 # Sockets of ours that hold a source port, where they are (`Pif`).
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil

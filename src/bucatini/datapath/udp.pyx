@@ -23,8 +23,10 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. When there is no descriptor or flow left, the flow that has been idle longest goes, if it had its answer or a
-second of silence (`udp_make_room`); the list by age is put right then, not with every datagram. Else the new one is
+Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
+descriptor or flow left, something does (`room`). Of UDP flows that is the one that has been idle longest, if it had its
+answer, or a second of silence, or never more than one datagram each way (`udp_make_room`): a sweep over ports pushes
+out its own. The list by age is put right then, not with every datagram. Where nothing gives way, the new flow is
 refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
@@ -51,6 +53,7 @@ from bucatini.datapath.headers cimport (
     addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
+from bucatini.datapath.room cimport room_for_datagrams, room_for_host_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
@@ -66,12 +69,13 @@ from bucatini.datapath.translate cimport Target, translate_outbound, translate_r
 from bucatini.datapath.udp_forward cimport udp_forward_answer, udp_forward_of, udp_forward_stray
 from bucatini.datapath.udp_splice cimport udp_splice_answers
 from bucatini.datapath.worker cimport (
-    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_key, worker_watch,
+    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
+    worker_may_open, worker_watch,
 )
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMFILE, EMSGSIZE, ENFILE, ENOBUFS
+    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS
     int ENOMEM, EOPNOTSUPP
 
 
@@ -92,6 +96,7 @@ cdef enum:
     RUN_BYTES = 65000
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
+    SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
     EARLY = 16  # receive calls for what came before connect()
     DNS = 53
     TTL_DEFAULT = 64
@@ -122,6 +127,7 @@ cdef struct Udp:
     iovec frame[RUN_MAX + 2]
     uint32_t oldest  # flows by age, FLOW_NONE: none
     uint32_t newest
+    uint32_t listed  # how many those are
     uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
     uint8_t *slots
 
@@ -375,6 +381,7 @@ cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
 
 cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     cdef Flow *flow
+    cdef uint64_t begin
     if w.settings.no_udp:
         count(w, C_DROP_DISABLED)
         return
@@ -384,7 +391,10 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         udp_close_flow(w, flow)  # its forward is gone: it goes on as the guest's
         flow = NULL
     if flow == NULL:
+        if not worker_may_open(w, &begin):
+            return
         flow = open_from_guest(w, ref)
+        worker_has_opened(w, begin)
         if flow == NULL:
             return
     pass_on(flow, ref)
@@ -410,6 +420,7 @@ cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
     if not u.listed:
         return
     u.listed = 0
+    udp(w).listed -= 1
     if u.older == FLOW_NONE:
         udp(w).oldest = u.newer
     else:
@@ -423,6 +434,7 @@ cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
 cdef void list_as_newest(Worker *w, Flow *flow) noexcept nogil:
     cdef UdpFlow *u = &flow.u.udp
     u.listed = 1
+    udp(w).listed += 1
     u.newer = FLOW_NONE
     u.older = udp(w).newest
     if u.older == FLOW_NONE:
@@ -438,18 +450,26 @@ cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
     list_as_newest(w, flow)
 
 
+cdef uint32_t udp_flows(Worker *w) noexcept nogil:
+    return udp(w).listed
+
+
+cdef inline bint may_go(Worker *w, Flow *flow) noexcept nogil:
+    """Whether a flow is not in use: silent, or an answered query, or no more than one datagram each way."""
+    cdef UdpFlow *u = &flow.u.udp
+    return not u.batch and (w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)
+                            or (u.to_host < 2 and u.to_guest < 2))
+
+
 cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil:
     """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
     cdef Flow *flow
-    cdef UdpFlow *u
     cdef int _i
     for _i in range(64):
         if udp(w).oldest == FLOW_NONE:
             return False
         flow = &w.flows.flows[udp(w).oldest]
-        u = &flow.u.udp
-        if not u.batch and (flow.fd >= 0 or not descriptor) and (
-                w.now - u.last >= SILENT_NS or (flow.target_port == DNS and u.to_guest >= u.to_host)):
+        if may_go(w, flow) and (flow.fd >= 0 or not descriptor):
             count(w, C_UDP_EVICTED)
             udp_close_flow(w, flow)
             return True
@@ -458,10 +478,14 @@ cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil:
     return False
 
 
-cdef Flow *udp_new_flow(Worker *w, const FlowKey *key) noexcept nogil:
+cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
-    cdef Flow *flow = flow_new(w.flows, key, FLOW_UDP)
-    if flow == NULL and udp_make_room(w, False):
+    cdef Flow *flow
+    if udp(w).listed >= w.capacity // SHARE_OF_ALL and not udp_make_room(w, False):
+        count(w, C_FLOW_REFUSED)
+        return NULL
+    flow = flow_new(w.flows, key, FLOW_UDP)
+    if flow == NULL and (room_for_host_datagrams(w, 0) if from_host else room_for_datagrams(w, 0)):
         flow = flow_new(w.flows, key, FLOW_UDP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
@@ -477,7 +501,7 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w, True):
+    if fd < 0 and room_is_short(errno) and room_for_datagrams(w, errno):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno
@@ -532,7 +556,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         count(w, -verdict)
         return NULL
     worker_key(&key, ref)
-    flow = udp_new_flow(w, &key)
+    flow = udp_new_flow(w, &key, False)
     if flow == NULL:
         return NULL
     memcpy(&flow.target, &target.address, sizeof(addr_t))

@@ -15,6 +15,8 @@ Failure. Errors are queued at the forward's socket with the address that the dat
 to the guest. When a forward is removed, what the guest still sends goes on as a flow of its own.
 """
 
+# syscalls serve: getsockopt
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -74,7 +76,7 @@ cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const Sl
     if addr_is_multicast(asked):
         count(w, C_DROP_UDP_INBOUND)
         return NULL
-    flow = udp_new_flow(w, key)
+    flow = udp_new_flow(w, key, True)
     if flow == NULL:
         return NULL
     flow.fd = -1

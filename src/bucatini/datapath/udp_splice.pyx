@@ -25,6 +25,7 @@ from bucatini.datapath.flow cimport PIF_HOST, PIF_SPLICE, Flow, FlowKey, flow_fi
 from bucatini.datapath.headers cimport (
     PROTO_UDP, addr_from_v4, addr_is_multicast, addr_is_v4, addr_t,
 )
+from bucatini.datapath.room cimport room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
@@ -42,7 +43,7 @@ from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_wa
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EINTR, ECONNREFUSED, EMFILE, ENFILE
+    int errno, EINTR, ECONNREFUSED
 
 
 cdef enum:
@@ -85,7 +86,7 @@ cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:
         fd = sockets_take(w, PROTO_UDP, v4)
         return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w, True) else fd
     fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and udp_make_room(w, True):
+    if fd < 0 and room_is_short(errno) and udp_make_room(w, True):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     return fd if fd >= 0 else -errno
 
@@ -96,7 +97,7 @@ cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const ad
     cdef socklen_t size
     cdef uint8_t pif = PIF_SPLICE if listener.pif == PIF_HOST else PIF_HOST
     cdef int _i
-    cdef Flow *flow = udp_new_flow(w, key)
+    cdef Flow *flow = udp_new_flow(w, key, listener.pif == PIF_HOST)
     if flow == NULL:
         return NULL
     flow.from_host = listener.pif == PIF_HOST

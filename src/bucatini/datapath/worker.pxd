@@ -24,6 +24,7 @@ cdef enum RefKind:
 
 cdef enum:
     LISTENER_MAX = 262144
+    AGES = 3  # kinds of flows listed by age
 
 cdef struct Family:  # address translation of one IP version; unspecified (all zero) where there is none
     bint enabled
@@ -65,6 +66,17 @@ cdef struct WorkerSettings:  # fixed while the worker runs
     bint host_lo_to_ns_lo  # what bypasses the tap arrives on the namespace's loopback, not at the guest's address
     uint8_t our_mac[6]
 
+cdef struct FlowList:  # flows of one kind, by age (`by_age`)
+    uint32_t oldest  # FLOW_NONE: there is none
+    uint32_t newest
+    uint32_t count
+    uint32_t limit
+
+cdef enum Exhausted:  # what has run out at least once
+    EXHAUSTED_FLOWS = 1
+    EXHAUSTED_DESCRIPTORS = 2
+    EXHAUSTED_HALF_OPEN = 4
+
 cdef struct Worker:
     Link *link  # outermost
     Link *wire  # innermost
@@ -86,6 +98,12 @@ cdef struct Worker:
     uint64_t rest_at  # ns, when a bypassed transfer that lets data gather goes on; 0: none does
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
+    uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
+    FlowList by_age[AGES]
+    uint32_t exhausted  # EXHAUSTED_*
+    bint pressed  # the link has had frames without a pause for longer than its queue is
+    uint64_t opened_at  # ns, when `open_spent` was last paid off
+    uint64_t open_spent  # ns that were taken by new flows while it was
     int spare_fd  # given up for a moment when descriptors run out, to take and refuse a connection
     Flow *last_flow  # of the previous frame
     void *tcp  # what tcp_io keeps, private to it (a struct cannot be declared here and defined there)
@@ -119,4 +137,8 @@ cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil
 # The flow of a frame of the guest, or NULL.
 cdef Flow *worker_find(Worker *w, const FrameRef *ref) noexcept nogil
+# Whether the guest may open a flow now: always, but for a share of the time while the link is `pressed` (counted). Then
+# `worker_has_opened` follows, with the time it began.
+cdef bint worker_may_open(Worker *w, uint64_t *begin) noexcept nogil
+cdef void worker_has_opened(Worker *w, uint64_t begin) noexcept nogil
 cdef void worker_key(FlowKey *key, const FrameRef *ref) noexcept nogil

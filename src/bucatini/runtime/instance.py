@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 SECOND_NS = 1_000_000_000
 SO_PEEK_OFF = 42  # asm-generic/socket.h
+EXHAUSTED = {
+    "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
+    "descriptors": "file descriptors have run out (ulimit -n): what is unused gives way, else new flows are refused",
+    "half-open": "too many connections or pings wait for an answer: the oldest of them give way",
+}
 
 
 class Instance:
@@ -56,6 +61,7 @@ class Instance:
         self.auto: AutoForwards | None = None
         self.next_scan = 0
         self.last_counters: dict[str, int] = {}
+        self.path.tell_exhausted(self.on_exhausted)
         self._tell()
 
     def _tell(self) -> None:
@@ -215,6 +221,10 @@ class Instance:
         if pid:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
             self.path.stop()
+
+    def on_exhausted(self, what: str) -> None:
+        """Something has run out for the first time; the counters tell how often."""
+        self.log.warning(EXHAUSTED[what])
 
     def show_counters(self) -> None:
         """Log the counters that moved since the last time; nothing when none did."""

@@ -5,10 +5,14 @@ The guest is 192.0.2.15; 192.0.2.1 stands for the host's loopback, where the ser
 
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import DataPath
 from bucatini.wire import ipv4, tcp
 from bucatini.wire.ethernet import ETHERTYPE_IPV4, Ethernet
+
+if TYPE_CHECKING:
+    from bucatini.datapath.loop import SlowPath
 
 GUEST_MAC, OUR_MAC = b"\x02\0\0\0\0\x0f", b"\x9a\x55\x9a\x55\x9a\x55"
 GUEST, HOST = bytes([192, 0, 2, 15]), bytes([192, 0, 2, 1])
@@ -36,11 +40,11 @@ class Link:
 
     kind = socket.SOCK_SEQPACKET
 
-    def __init__(self, capture: int = -1) -> None:
+    def __init__(self, capture: int = -1, flows: int = FLOWS, slow: "SlowPath | None" = None) -> None:
         self.end, self.other = socket.socketpair(socket.AF_UNIX, self.kind)
         self.end.settimeout(5)
         self.other.setblocking(False)
-        self.path = DataPath(flows=FLOWS, listeners=1)
+        self.path = DataPath(flows=flows, listeners=1)
         self.path.settings(
             mtu=1500, our_mac=OUR_MAC, no_tcp=False, no_udp=False, no_icmp=False, freebind=False, peek_off=True
         )
@@ -50,7 +54,7 @@ class Link:
         self.open()
         if capture >= 0:
             self.path.capture(capture)
-        self.path.set_slow_path(NoServices())
+        self.path.set_slow_path(slow or NoServices())
         self.waker, wake = socket.socketpair()
         self.wake = wake
         self.path.watch(wake.fileno(), self.path.stop)

@@ -15,8 +15,8 @@ from unit.datapath.guest_link import FLOWS, GUEST, GUEST_MAC, HOST, OUR_MAC, Lin
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
-    link = Link()
+def link(request: pytest.FixtureRequest) -> Iterator[Link]:
+    link = Link(flows=getattr(request, "param", FLOWS))
     yield link
     link.close()
 
@@ -76,7 +76,9 @@ def test_a_full_flow_table_refuses_with_a_reset(link: Link, server: socket.socke
     port = server.getsockname()[1]
     for sport in range(FLOWS):
         link.segment(41000 + sport, port, tcp.SYN, 1)
-        assert link.receive_segment().flags == tcp.SYN | tcp.ACK
+        answer = link.receive_segment()
+        assert answer.flags == tcp.SYN | tcp.ACK
+        link.segment(41000 + sport, port, tcp.ACK, 2, answer.seq + 1)
     link.segment(41999, port, tcp.SYN, 7)
     refusal = link.receive_segment()
     assert refusal.flags == tcp.RST | tcp.ACK
@@ -118,6 +120,7 @@ def test_D17_what_others_on_the_link_send_does_not_divert_what_is_for_the_guest(
         assert udp.Udp.parse(link.receive().payload).payload == b"answer"  # which looks at the address
 
 
+@pytest.mark.parametrize("link", [2 * FLOWS], indirect=True)  # half of them may be UDP's
 def test_U11_when_flows_run_out_a_silent_one_goes_and_one_in_use_stays(link: Link) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
@@ -127,10 +130,10 @@ def test_U11_when_flows_run_out_a_silent_one_goes_and_one_in_use_stays(link: Lin
         def ask(sport: int) -> None:
             link.send(17, udp.Udp(sport, port, b"%d" % sport).emit(GUEST, HOST))
 
-        for sport in range(6000, 6000 + FLOWS):
+        for sport in (*range(6000, 6000 + FLOWS), *range(6000, 6000 + FLOWS)):
             ask(sport)
             assert sock.recv(100) == b"%d" % sport
-        ask(7000)  # all of them are in use
+        ask(7000)  # all of them are in use: they have sent more than once
         ask(6000)
         assert sock.recv(100) == b"6000"
         assert link.path.counters()["flow_refused"] == 1

@@ -391,6 +391,21 @@ def test_three_duplicate_acknowledgements_make_it_send_again() -> None:
     assert t.guest(ACK, 0, 1000) == set()  # a fourth changes nothing
 
 
+def test_duplicate_acknowledgements_make_it_send_again_once_for_what_is_in_flight() -> None:
+    """RFC 6582: a storm of them, and timeouts between, would else have everything sent again each time."""
+    t = established()
+    t.machine.sent(5000)
+    for _ in range(3):
+        t.guest(ACK, 0, 0)
+    assert t.machine.timeout(t.field("deadline")) == {"rewind", "pump"}
+    t.machine.sent(5000)
+    for _ in range(100):
+        assert t.guest(ACK, 0, 0) == set()
+    t.guest(ACK, 0, 5000)  # all of it is there: what follows may be lost again
+    t.machine.sent(3000)
+    assert [t.guest(ACK, 0, 5000) for _ in range(3)] == [set(), set(), {"rewind", "pump"}]
+
+
 def test_data_or_a_window_update_is_no_duplicate_acknowledgement() -> None:
     t = established()
     t.machine.sent(5000)

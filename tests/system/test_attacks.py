@@ -1,0 +1,346 @@
+"""Attacks on what a running instance has: its memory, its processor, its table of flows, its descriptors.
+
+Each is made while an established connection goes on asking and answering, which has to keep working; memory and the
+share of the processor have bounds, and afterwards the guest is served as before. What was measured goes into
+docs/attacks.md (`make attacks`).
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from attack_table import Figures
+from system.namespaces import end, wait_until
+from system.quiet import nearly_idle, processor_time
+from system.test_soak import counters
+from system.topology import EXTRA4, NEIGHBOUR4, SERVER4, Guest, Pasta
+from system.users import only_unprivileged
+
+pytestmark = [only_unprivileged, pytest.mark.release]
+
+SECONDS = 4.0
+ATTACKER = str(Path(__file__).with_name("attacker.py"))
+HOLE = "198.51.100.77"  # nobody answers
+GROWTH = 64 << 10  # KiB that an attack may cost: a flow is 0.4, a packet in fragments 64
+NICE = ("nice", "-n", "19")  # for the attacker: not who wins the processor is the question, but what we do with it
+
+
+def status(pid: int, field: str) -> int:
+    """KiB, from /proc/PID/status."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise AssertionError(field)
+
+
+@pytest.fixture
+def echo_port(pasta: Pasta) -> Iterator[int]:
+    """Servers of the benchmark's, in processes of their own: two that echo, and 7102, which keeps what it accepts."""
+    processes = [
+        pasta.topology.server.start(
+            sys.executable, "-m", "bucatini.bench.traffic", role, SERVER4, str(port), "1", "1", tcp=port
+        )
+        for role, port in (("echo", 7100), ("echo", 7101), ("held", 7102))
+    ]
+    yield 7100
+    for process in processes:
+        end(process)
+
+
+class Bystander:
+    """An established connection that goes on asking and answering, and those that are opened beside it."""
+
+    def __init__(self, guest: Guest, port: int) -> None:
+        self.guest = guest
+        self.connection = guest.connect(SERVER4, port)
+
+    def ask(self, seconds: float) -> list[float]:
+        """Round trips one after the other for a time; how long each took."""
+        times: list[float] = []
+        begin = now = time.monotonic()
+        while now - begin < seconds:
+            self.connection.sendall(b"x")
+            assert self.connection.recv(1) == b"x"
+            then, now = now, time.monotonic()
+            times.append(now - then)
+        return times
+
+    def new(self, port: int = 7101) -> float:
+        """How long a new connection takes, with its first answer."""
+        begin = time.monotonic()
+        with self.guest.connect(SERVER4, port) as connection:
+            connection.sendall(b"y")
+            assert connection.recv(1) == b"y"
+        return time.monotonic() - begin
+
+
+class Result(NamedTuple):
+    figures: Figures
+    counters: dict[str, int]
+
+
+def statistics(guest: Guest) -> dict[str, int]:
+    """The counters, after what has happened until now."""
+    seen = len(guest.output)
+    with contextlib.suppress(ConnectionRefusedError):
+        guest.connect(SERVER4, 9).close()  # so that there is something to tell
+    wait_until(lambda: any("statistics:" in line for line in guest.output[seen:]), "statistics")
+    return counters(guest.output)
+
+
+def attack(guest: Guest, port: int, name: str, *arguments: object, seconds: float = SECONDS) -> Result:
+    """Let the guest attack, and measure what becomes of the others."""
+    bystander = Bystander(guest, port)
+    before = bystander.ask(1.0)
+    memory = status(guest.pid, "VmRSS")
+    process = guest.start(
+        *NICE, sys.executable, "-I", "-S", ATTACKER, *map(str, (arguments[0], seconds, *arguments[1:])),
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    busy, begin = processor_time(guest.pid), time.monotonic()
+    during = bystander.ask(seconds / 2)
+    opened = [bystander.new() for _ in range(3)]
+    during += bystander.ask(max(0.2, seconds - (time.monotonic() - begin) - 0.2))
+    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
+    said = json.loads(process.stdout.readline())
+    grown = status(guest.pid, "VmHWM") - memory
+    found = statistics(guest)
+    after = bystander.ask(0.5)
+    assert after
+    assert grown < GROWTH
+    figures = Figures(
+        name=name,
+        per_second=(said["sent"] - said["lost"]) / said["seconds"],
+        before=len(before) / sum(before),
+        during=len(during) / sum(during),
+        slowest=max(during),
+        opened=max(opened),
+        share=share,
+        grown=grown,
+    )
+    return Result(figures, found)
+
+
+@pytest.fixture
+def guest(pasta: Pasta) -> Guest:
+    pasta.topology.server.ip(f"route add blackhole {HOLE}/32")
+    guest = pasta.guest("--config-net", "--stats", "1", "-t", "8080:80")
+    guest.settle()
+    return guest
+
+
+Record = Callable[[str, object], None]
+
+
+def record(record_property: Record, result: Result, *names: str) -> None:
+    shown = {name: result.counters.get(name, 0) for name in names}
+    record_property("attack", (result.figures, shown))
+
+
+def test_syns_that_nobody_answers(guest: Guest, echo_port: int, record_property: Record) -> None:
+    result = attack(guest, echo_port, "SYN flood to where nobody answers", "syn", HOLE, 80)
+    record(record_property, result, "tcp_opened_guest", "tcp_half_open_evicted", "flow_refused")
+    assert result.counters["tcp_opened_guest"] > 1000
+    assert "flow_refused" not in result.counters
+    assert sum("wait for an answer" in line for line in guest.output) <= 1  # told once, if there were so many
+
+
+def test_connections_that_the_guest_opens_and_never_confirms(
+    guest: Guest, echo_port: int, record_property: Record
+) -> None:
+    result = attack(guest, echo_port, "half-open flood at a live server", "syn", SERVER4, 7102)
+    record(record_property, result, "tcp_opened_guest", "tcp_half_open_evicted", "tcp_rst_sent")
+    assert result.counters["tcp_opened_guest"] > 1000
+
+
+def test_a_sweep_over_udp_source_ports(guest: Guest, echo_port: int, record_property: Record) -> None:
+    with pasta_sink(guest):
+        result = attack(guest, echo_port, "UDP source port sweep", "udp", SERVER4, 7103)
+    record(record_property, result, "udp_flows", "udp_evicted", "flow_refused")
+    assert result.counters["udp_flows"] > 5000
+
+
+@contextlib.contextmanager
+def pasta_sink(guest: Guest) -> Iterator[None]:
+    """Somebody who takes datagrams: refusals would end their flows at once."""
+    with contextlib.closing(guest.pasta.topology.server.bind(SERVER4, 7103)):
+        yield
+
+
+def test_pings_with_every_identifier(guest: Guest, echo_port: int, record_property: Record) -> None:
+    result = attack(guest, echo_port, "ping flood with new identifiers", "ping", HOLE, 0)
+    record(record_property, result, "ping_flows", "ping_evicted", "flow_refused")
+    assert result.counters["ping_flows"] > 5000
+
+
+def test_first_fragments_without_end(guest: Guest, echo_port: int, record_property: Record) -> None:
+    """A datagram of the guest's that is cut (its MTU is smaller) gets through beside them."""
+    server = guest.pasta.topology.server.serve_udp(SERVER4, lambda data, peer: data[:10])
+    arrived: list[float] = []
+
+    def ask() -> None:
+        sock = guest.open_socket(SERVER4, 2, timeout=0.2)
+        begin = time.monotonic()
+        while time.monotonic() - begin < 5:
+            sock.sendto(bytes(65000), (SERVER4, server.port))
+            with contextlib.suppress(TimeoutError):
+                assert sock.recv(100) == bytes(10)
+                arrived.append(time.monotonic() - begin)
+                return
+
+    guest.run("ip", "link", "set", "host0", "mtu", "1500")
+    original = Bystander.new
+
+    def new(self: Bystander, port: int = 7101) -> float:
+        ask()
+        return original(self, port)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bystander, "new", new)
+        result = attack(guest, echo_port, "fragment flood", "fragments", SERVER4, 7103)
+    record(record_property, result, "fragments_in", "reassembled", "drop_fragment_budget")
+    assert result.counters["drop_fragment_budget"] > 1000
+    assert len(arrived) == 3
+    assert max(arrived) < 5
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("arp", "ARP storm"),
+    ("dhcp", "DHCP with 580 options a message"),
+    ("ndp", "neighbour solicitations with 175 options"),
+])  # fmt: skip
+def test_storms_for_the_slow_path(guest: Guest, echo_port: int, record_property: Record, kind: str, name: str) -> None:
+    result = attack(guest, echo_port, name, kind)
+    record(record_property, result, "slow_in", "slow_out", "drop_slow_budget")
+    assert result.counters["drop_slow_budget"] > 100
+    assert result.counters.get("slow_errors", 0) == 0
+
+
+def test_a_storm_of_acknowledgements(guest: Guest, echo_port: int, record_property: Record) -> None:
+    victim = guest.connect(SERVER4, 7102)
+    address, sport = victim.getsockname()
+    with contextlib.closing(victim):
+        result = attack(guest, echo_port, "ACK storm on a connection", "acks", SERVER4, 7102, sport, address)
+    record(record_property, result, "frames_in", "frames_out", "tcp_retransmit")
+    assert result.counters["frames_in"] > 10000
+
+
+CLIENTS = """
+import json, selectors, socket, sys, time
+address, port, seconds, count = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+socks = []
+for _ in range(count):
+    sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    sock.connect((address, port))
+    socks.append(sock)
+print('ready', flush=True)
+begin = time.monotonic()
+got = 0
+ready = selectors.DefaultSelector()
+for sock in socks:
+    sock.setblocking(False)
+    ready.register(sock, selectors.EVENT_READ)
+while time.monotonic() - begin < seconds:
+    for key, _ in ready.select(0.1):
+        got += len(key.fileobj.recv(1))
+print(json.dumps({'got': got, 'sent': got, 'lost': 0, 'seconds': time.monotonic() - begin}), flush=True)
+"""
+
+
+def test_windows_as_small_as_the_guest_can_make_them(
+    guest: Guest, echo_port: int, record_property: Record, tmp_path: Path
+) -> None:
+    server = guest.pasta.topology.server.serve_tcp(SERVER4, lambda connection: connection.sendall(bytes(16 << 20)))
+    script = tmp_path / "clients.py"
+    script.write_text("import sys\nsys.argv.pop(1)\nsys.argv.insert(3, sys.argv.pop(1))\n" + CLIENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ATTACKER", str(script))
+        result = attack(guest, echo_port, "100 downloads, window and MSS of the least", "-", SERVER4, server.port, 100)
+    record(record_property, result, "frames_in", "frames_out", "tcp_zero_window_probe")
+
+
+# From the network
+
+
+def test_a_flood_of_connections_at_a_forward(guest: Guest, echo_port: int, record_property: Record) -> None:
+    """No SYN is ever answered: the guest has no way back to them. What it opens meanwhile is not touched."""
+    guest.run("ip", "route", "add", "blackhole", f"{NEIGHBOUR4}/32")
+    flood = guest.pasta.topology.server.start(
+        *NICE, sys.executable, "-I", "-S", "-c", FLOOD, EXTRA4, "8080", str(SECONDS), stderr=subprocess.DEVNULL
+    )
+    assert flood.stdout is not None
+    bystander = Bystander(guest, echo_port)
+    before = bystander.ask(1.0)
+    memory = status(guest.pid, "VmRSS")
+    assert flood.stdout.readline() == "ready\n"
+    busy, begin = processor_time(guest.pid), time.monotonic()
+    during = bystander.ask(SECONDS / 2)
+    opened = [bystander.new() for _ in range(3)]
+    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
+    said = json.loads(flood.stdout.readline())
+    grown = status(guest.pid, "VmHWM") - memory
+    found = statistics(guest)
+    figures = Figures(
+        name="connection flood at a forward, guest silent", per_second=said["opened"] / said["seconds"],
+        before=len(before) / sum(before), during=len(during) / sum(during), slowest=max(during), opened=max(opened),
+        share=share, grown=grown,
+    )  # fmt: skip
+    record(record_property, Result(figures, found), "tcp_opened_host", "tcp_half_open_evicted", "flow_refused")
+    assert found["tcp_opened_host"] > 500
+    assert grown < GROWTH
+
+
+FLOOD = """
+import json, socket, sys, time
+address, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+print('ready', flush=True)
+begin = time.monotonic()
+opened = 0
+socks = []
+while time.monotonic() - begin < seconds:
+    sock = socket.socket()
+    sock.settimeout(2)
+    try:
+        sock.connect((address, port))
+        opened += 1
+    except OSError:
+        pass
+    socks.append(sock)
+    if len(socks) > 900:
+        socks.pop(0).close()
+print(json.dumps({'opened': opened, 'seconds': time.monotonic() - begin}), flush=True)
+"""
+
+
+def test_descriptors_that_run_out_under_a_flood_are_told_once_and_there_again_after_it(
+    pasta: Pasta, echo_port: int, record_property: Record
+) -> None:
+    pasta.topology.server.ip(f"route add blackhole {HOLE}/32")
+    guest = pasta.guest("--config-net", "--stats", "1")
+    guest.settle()
+    pasta.topology.host.run("prlimit", f"--pid={guest.pid}", "--nofile=256:256", user=pasta.user)
+    result = attack(guest, echo_port, "SYN flood, 256 descriptors", "syn", HOLE, 80)
+    record(record_property, result, "tcp_opened_guest", "tcp_half_open_evicted", "flow_refused")
+    assert guest.descriptors() <= 256
+    assert sum("descriptors have run out" in line for line in guest.output) == 1
+    with nearly_idle(guest.pid):
+        time.sleep(1)
+    # Connections in use up to the limit are refused one by one, and there is room again when some have ended
+    held = []
+    with contextlib.suppress(ConnectionRefusedError):
+        held.extend(guest.connect(SERVER4, 7102) for _ in range(300))
+    held = [connection for connection in held if connection.fileno() >= 0]
+    with pytest.raises(ConnectionRefusedError):
+        guest.connect(SERVER4, 7102)

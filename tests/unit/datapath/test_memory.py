@@ -1,0 +1,176 @@
+"""What the packet path needs is there when it starts: packets, flows and floods allocate nothing and touch nothing new.
+
+The packet path runs in a process of its own (`memory_subject.py`) and tells what malloc has given out and how many
+page faults it had. Tables are mapped at the start and pages come when they are first used; so everything is done once
+before, for as many flows as there may be, and then a million packets must change nothing.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bucatini.wire import arp, ipv4, tcp, udp
+from bucatini.wire.ethernet import BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet
+from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, OUR_MAC, VNET
+
+FLOWS = 2048
+PACKETS = int(os.environ.get("BUCATINI_PACKETS", "1000000"))
+SUBJECT = Path(__file__).with_name("memory_subject.py")
+
+
+class Subject:
+    """The process, its link, and the flow at which data is sent."""
+
+    def __init__(self) -> None:
+        self.end, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, control = socket.socketpair()
+        for sock in (self.end, self.control):
+            sock.settimeout(60)
+        link.setblocking(False)
+        self.process = subprocess.Popen(
+            [sys.executable, str(SUBJECT), str(link.fileno()), str(control.fileno()), str(FLOWS)],
+            pass_fds=[link.fileno(), control.fileno()],
+        )
+        link.close()
+        control.close()
+        self.lines = self.control.makefile("rb")
+
+    def close(self) -> None:
+        self.lines.close()
+        self.control.close()
+        assert self.process.wait(10) == 0
+        self.end.close()
+
+    def measure(self) -> dict[str, int]:
+        """What it uses now, everything sent before being through."""
+        self.control.send(b"?")
+        told: dict[str, int] = json.loads(self.lines.readline())
+        return told
+
+    def measure_when(self, frames: int) -> dict[str, int]:
+        """What it uses when it has taken so many frames."""
+        deadline = time.monotonic() + 60
+        came = 0
+        while came < frames:
+            assert time.monotonic() < deadline
+            self.control.send(b"#")
+            came = int(self.lines.readline())
+        return self.measure()
+
+    def frame(self, protocol: int, payload: bytes, **fields: int) -> bytes:
+        packet = ipv4.IPv4(GUEST, HOST, protocol, payload, **fields).emit()  # type: ignore[arg-type]
+        return bytes(VNET) + Ethernet(OUR_MAC, GUEST_MAC, ETHERTYPE_IPV4, packet).emit()
+
+    def segment(self, sport: int, dport: int, flags: int, seq: int, ack: int = 0, payload: bytes = b"") -> bytes:
+        return self.frame(6, tcp.Tcp(sport, dport, seq, ack, flags, 65535, payload).emit(GUEST, HOST))
+
+    def syn_ack(self) -> int:
+        """Skip what else has come; our next sequence number."""
+        while True:
+            packet = ipv4.IPv4.parse(Ethernet.parse(self.end.recv(70000)[VNET:]).payload)
+            if packet.protocol == 6 and (segment := tcp.Tcp.parse(packet.payload)).flags == tcp.SYN | tcp.ACK:
+                return segment.seq + 1
+
+    def drain(self) -> None:
+        self.end.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.end.recv(70000)
+        self.end.settimeout(60)
+
+
+@pytest.fixture
+def subject() -> Iterator[Subject]:
+    made = Subject()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[int, int, int]]:
+    """Ports: TCP that is served by nobody, one whose queue is full, UDP."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        sink = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sink.bind(("127.0.0.1", 0))
+        yield server.getsockname()[1], full.getsockname()[1], sink.getsockname()[1]
+
+
+def mixture(subject: Subject, port: int, sink: int, ours: int) -> list[bytes]:
+    """Packets of every kind: of flows that are there, and such that are dropped."""
+    good = udp.Udp(5000, sink, bytes(100)).emit(GUEST, HOST)
+    storm = arp.Arp(arp.REQUEST, GUEST_MAC, GUEST, bytes(6), HOST).emit()
+    return [
+        subject.frame(17, good),
+        subject.frame(17, udp.Udp(5000, sink, bytes(1400)).emit(GUEST, HOST)),
+        subject.segment(40000, port, tcp.ACK, 1001, ours),
+        subject.segment(40000, port, tcp.ACK, 900, ours, b"again"),
+        subject.segment(40000, port, tcp.ACK, 1003, ours, b"out of order"),
+        subject.segment(41000, port, tcp.ACK, 7, 7, b"unknown"),
+        subject.frame(17, good[:-1]),
+        subject.frame(17, good[:6] + b"\1\1" + good[8:]),
+        subject.frame(99, good),
+        subject.frame(17, bytes(64), identification=1, offset=8, more_fragments=True),
+        bytes(VNET) + Ethernet(BROADCAST, GUEST_MAC, ETHERTYPE_ARP, storm).emit(),
+        bytes(VNET) + Ethernet(OUR_MAC, GUEST_MAC, 0x88CC, bytes(46)).emit(),
+        bytes(VNET + 13),
+    ]
+
+
+def floods(subject: Subject, full: int, sink: int) -> None:
+    """New flows without end: connects that nobody answers, source ports, fragments; more than there is room for."""
+    send = subject.end.send
+    for sport in range(10000, 10000 + 3 * FLOWS):
+        send(subject.segment(sport, full, tcp.SYN, 1))
+        send(subject.frame(17, udp.Udp(sport, sink, b"?").emit(GUEST, HOST)))
+        send(subject.frame(17, bytes(1480), identification=sport & 0xFFFF, more_fragments=True))
+
+
+@pytest.mark.release  # the sanitizers have an allocator and page faults of their own
+@pytest.mark.timeout(120)
+def test_a_million_packets_and_floods_of_flows_allocate_nothing(
+    subject: Subject, servers: tuple[int, int, int], record_property: Callable[[str, object], None]
+) -> None:
+    port, full, sink = servers
+    send = subject.end.send
+    send(subject.segment(40000, port, tcp.SYN, 1000))
+    ours = subject.syn_ack()
+    send(subject.segment(40000, port, tcp.ACK, 1001, ours))
+    packets = mixture(subject, port, sink, ours)
+    # Everything once: the whole table, every kind of packet; nobody reads the answers, so that those are dropped too
+    floods(subject, full, sink)
+    for number in range(PACKETS // 10):
+        send(packets[number % len(packets)])
+    taken = 2 + PACKETS // 10 + 9 * FLOWS
+    subject.measure_when(taken)
+    subject.drain()
+    for _ in range(5):  # the first ones fill caches of Python's
+        before = subject.measure()
+    begin = time.monotonic()
+    floods(subject, full, sink)
+    for number in range(PACKETS):
+        send(packets[number % len(packets)])
+    expected = before["frames_in"] + PACKETS + 9 * FLOWS
+    after = subject.measure_when(expected)
+    took = time.monotonic() - begin
+    moved = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    record_property("figures", moved | {"seconds": round(took, 2)})
+    assert after["frames_in"] == expected
+    for name in ("tcp_half_open_evicted", "udp_evicted", "drop_fragment_budget", "drop_slow_budget", "tcp_duplicate"):
+        assert moved.get(name, 0) > 0, name
+    assert moved.get("malloc", 0) == 0
+    assert moved.get("major", 0) == 0
+    assert moved.get("minor", 0) == 0
