@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bucatini.datapath.tcp import Machine
 
@@ -118,10 +118,6 @@ class Connection(RuleBasedStateMachine):
         super().__init__()
         self.now = 0
         self.machine = Machine()
-        self.machine.from_guest(
-            seq=IRS, window=65535, options=SYN_OPTIONS, iss=ISS, our_mss=1460, bound=BOUND, now=self.now
-        )
-        self.machine.connected(self.now)
         self.guest = Guest()
         self.to_machine: deque[Segment] = deque()
         self.to_guest: deque[Segment] = deque()
@@ -135,7 +131,27 @@ class Connection(RuleBasedStateMachine):
         self.host_closed = self.shut = self.finished = self.aborted = False
         self.readable = False
         self.edge = 0  # right edge that the machine promised
-        self._feed(self.guest.acknowledgement())
+        self.opened = False
+
+    @initialize(by=st.sampled_from(["guest", "host", "both"]))
+    def opens(self, by: str) -> None:
+        """The connection is opened by the guest, by a forward, or by both at the same time."""
+        self.opened = True
+        if by == "guest":
+            self.machine.from_guest(
+                seq=IRS, window=65535, options=SYN_OPTIONS, iss=ISS, our_mss=1460, bound=BOUND, now=self.now
+            )
+            self.machine.connected(self.now)
+            self._feed(self.guest.acknowledgement())
+            return
+        self.machine.to_guest(iss=ISS, our_mss=1460, bound=BOUND, now=self.now)
+        if by == "both":
+            assert self.machine.segment(SYN, seq=IRS, options=SYN_OPTIONS, now=self.now) == {"synack"}
+        said = self.machine.segment(SYN | ACK, seq=IRS, ack=ISS + 1, options=SYN_OPTIONS, now=self.now)
+        assert {"ack", "pump"} <= said
+        self.guest.edge = 0  # until this acknowledgement has arrived
+        self.act(said)
+        self.guest.take(self.to_guest.popleft())
 
     # The machine's numbers
 
@@ -348,20 +364,22 @@ class Connection(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_invented(self) -> None:
-        if not hasattr(self, "guest"):
+        if not self.opened:
             return
         assert self.received + self.held <= self.guest.queued
         assert self.guest.rcv_nxt <= self.host_written
 
     @invariant()
     def what_is_acknowledged_was_taken(self) -> None:
-        if not hasattr(self, "guest"):
+        if not self.opened:
             return
         fin = bool(self.state("flags") & 1)
         assert self.rcv_nxt() == self.received + self.held + fin
 
     def teardown(self) -> None:
         """From every state the connection ends, when nothing is lost any more and both sides close."""
+        if not self.opened:
+            return
         self.guest.closed = self.host_closed = self.readable = True
         self.host_takes = 1 << 30
         self.drain()
