@@ -37,6 +37,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef enum:
     ACCEPTS = 16  # connections taken from a listener in one turn
+    LEFT = 8  # one flow in so many is none of a forward's: whatever comes in, the guest can open connections of its own
 
 
 cdef void reject(int fd) noexcept nogil:
@@ -78,15 +79,19 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
         count(w, C_FLOW_REFUSED)
         reject(fd)
         return
-    flow = flow_new(w.flows, &key, FLOW_TCP)
-    if flow == NULL and room_for_host(w, 0):
+    if w.accepted >= w.capacity - w.capacity // LEFT:
+        room_for_host(w, 0)
+    if w.accepted < w.capacity - w.capacity // LEFT:
         flow = flow_new(w.flows, &key, FLOW_TCP)
+        if flow == NULL and room_for_host(w, 0):
+            flow = flow_new(w.flows, &key, FLOW_TCP)
     if flow == NULL:
         count(w, C_FLOW_REFUSED)
         reject(fd)
         return
     flow.fd = fd
     flow.from_host = 1
+    w.accepted += 1
     memcpy(&flow.target, &peer, sizeof(addr_t))
     flow.target_port = key.rport
     flow.u.tcp.connected = 1

@@ -225,6 +225,7 @@ cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
         batch(w).entries[entry - 1].flow = NULL
     overflow_drop(chunks(w), &flow.u.tcp)
     by_age_remove(w, flow)
+    w.accepted -= flow.from_host
     count(w, C_TCP_CLOSED)
     worker_drop_flow(w, flow)
 

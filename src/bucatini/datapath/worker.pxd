@@ -99,6 +99,7 @@ cdef struct Worker:
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
     uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
+    uint32_t accepted  # connections among them that came in on forwards
     FlowList by_age[AGES]
     uint32_t exhausted  # EXHAUSTED_*
     bint pressed  # the link has had frames without a pause for longer than its queue is

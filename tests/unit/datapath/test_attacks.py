@@ -155,6 +155,46 @@ def test_connections_at_a_forward_that_the_guest_does_not_answer_take_nothing_fr
         link.close()
 
 
+def knock(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, 5) as connection:
+        connection.recv(1)
+
+
+def test_connections_at_a_forward_leave_an_eighth_of_the_table_to_the_guest(server: socket.socket) -> None:
+    forward = socket.create_server(("127.0.0.1", 0), backlog=128)
+    address = forward.getsockname()
+    forward.setblocking(False)
+    link = Link(flows=FLOWS)
+    clients: list[socket.socket] = []
+    try:
+        link.path.guest_mac(GUEST_MAC)
+        link.path.add_listener(forward.detach(), 6, 4, address[1], 80)
+
+        def come() -> tcp.Tcp:
+            clients.append(socket.create_connection(address, 5))
+            syn = link.receive_segment()
+            assert syn.flags == tcp.SYN
+            link.segment(80, syn.sport, SYN_ACK, 500, syn.seq + 1)
+            assert link.receive_segment().ack == 501
+            return syn
+
+        syns = [come() for _ in range(FLOWS - HALF_OPEN)]
+        with pytest.raises(ConnectionResetError):
+            knock(address)
+        assert count(link, "flow_refused") == 1
+        establish(link, server, 40000)[0].close()
+        while link.receive_segment().dport != 40000:  # its end
+            pass
+        # One of them ends: there is room for another
+        link.segment(80, syns[0].sport, tcp.RST, 501)
+        wait(lambda: count(link, "tcp_reset_by_guest") == 1)
+        come()
+    finally:
+        for client in clients:
+            client.close()
+        link.close()
+
+
 def test_a_full_table_lets_half_open_and_silent_flows_give_way_to_new_ones(
     link: Link, server: socket.socket, hole: int
 ) -> None:
