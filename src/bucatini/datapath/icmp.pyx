@@ -8,7 +8,7 @@ Failure. A host that does not allow ping sockets (net.ipv4.ping_group_range) is 
 prohibited", so that ping says so at once; `drop_ping_no_socket` counts.
 """
 
-# syscalls serve: socket setsockopt getsockopt bind connect sendto recvfrom recvmsg
+# syscalls serve: socket setsockopt getsockopt bind connect sendto recvfrom recvmsg epoll_ctl
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
