@@ -131,7 +131,7 @@ def test_an_identity_that_was_asked_for_is_taken(pasta: Pasta) -> None:
 
 
 def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
-    guest = pasta.join("--config-net", "-t", "8080", "-T", "none", "-U", "none")
+    guest = pasta.join("--config-net", "-t", "8080", "-u", "none", "-T", "none", "-U", "none")
     found = helpers("pasta", guest.pid)
     by_capabilities = {int(lines["CapEff"], 16): pid for pid, lines in found.items()}
     # The lookout has none; the maker may bind low ports in the guest's namespace
@@ -165,7 +165,7 @@ def test_low_ports_are_left_alone_where_nothing_was_granted(pasta: Pasta) -> Non
 
 
 def test_helpers_end_with_the_one_that_serves(pasta: Pasta) -> None:
-    guest = pasta.join("--config-net", "-t", "8080", "-T", "none", "-U", "none")
+    guest = pasta.join("--config-net", "-t", "8080", "-u", "none", "-T", "none", "-U", "none")
     others = list(helpers("pasta", guest.pid))
     assert len(others) == 2
     os.kill(guest.pid, signal.SIGKILL)

@@ -38,6 +38,8 @@ class Subject:
         self.process = subprocess.Popen(
             [sys.executable, str(SUBJECT), str(link.fileno()), str(control.fileno()), str(FLOWS)],
             pass_fds=[link.fileno(), control.fileno()],
+            # mallinfo2 counts as given out what only lies in a thread's cache
+            env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"},
         )
         link.close()
         control.close()
