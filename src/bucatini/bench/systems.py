@@ -132,12 +132,28 @@ class System:
         return 0
 
     def memory(self) -> int:
-        """Resident memory of the translator, KiB."""
-        return self._status("VmRSS")
+        """Resident memory of the translator and its helpers, KiB."""
+        return self._status("VmRSS") + self._helpers()
 
     def peak_memory(self) -> int:
         """Its highest so far, KiB."""
-        return self._status("VmHWM")
+        return self._status("VmHWM") + self._helpers()
+
+    def _helpers(self) -> int:
+        """Memory of the processes that the translator has forked, KiB: what they share counts in parts (PSS)."""
+        if self.process is None:
+            return 0
+        total = 0
+        command = Path(f"/proc/{self.process.pid}/cmdline").read_bytes()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != self.process.pid:
+                try:
+                    if (entry / "cmdline").read_bytes() == command:
+                        lines = (entry / "smaps_rollup").read_text().splitlines()
+                        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                except OSError:
+                    continue  # it has just ended
+        return total
 
     def cpu(self) -> float | None:
         """CPU seconds that the translator has used; None: there is no translator."""
