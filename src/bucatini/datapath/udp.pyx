@@ -203,7 +203,8 @@ cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
     cdef cmsghdr *cmsg
     if segment:
         memset(control, 0, sizeof(control))
-        memcpy(control, message.msg_control, used)
+        if used:
+            memcpy(control, message.msg_control, used)
         cmsg = <cmsghdr *> (control + used)
         cmsg.cmsg_level = SOL_UDP
         cmsg.cmsg_type = UDP_SEGMENT
