@@ -356,6 +356,14 @@ def test_an_old_segment_does_not_move_the_window() -> None:
     assert t.field("snd_wnd") == 100 << 7
 
 
+def test_an_overtaken_acknowledgement_does_not_move_the_window() -> None:
+    t = established()
+    t.machine.sent(2000, 0)
+    t.guest(ACK, 0, 1000, window=100)
+    t.guest(ACK, 0, 500, window=500)  # sent before that one
+    assert t.field("snd_wnd") == 100 << 7
+
+
 def test_T11_and_retransmission_with_backoff() -> None:
     t = established()
     t.machine.sent(1000, 0)

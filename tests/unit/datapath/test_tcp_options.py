@@ -265,6 +265,12 @@ def test_one_superframe_behind_the_hole_says_as_much_as_three_segments() -> None
     assert t.guest(ACK, 0, 0, options=blocks((MSS, 6 * MSS))) == {"repair"}
 
 
+def test_of_a_hole_that_ends_within_a_segment_no_more_is_sent() -> None:
+    t = sent(10)
+    assert t.guest(ACK, 0, 0, options=blocks((100, 6 * MSS), (6 * MSS + 50, 7 * MSS))) == {"repair"}
+    assert t.repair() == [(0, 100), (6 * MSS, 50)]
+
+
 def test_the_end_of_all_that_was_sent_says_enough() -> None:
     t = sent(2)
     assert t.guest(ACK, 0, 0, options=blocks((MSS, 2 * MSS))) == {"repair"}
