@@ -15,7 +15,7 @@ DEADLINE = 20  # seconds
 
 
 def profile(pid: int | str) -> str:
-    return Path(f"/proc/{pid}/attr/current").read_text().strip()
+    return Path(f"/proc/{pid}/attr/current").read_text().strip("\0\n")
 
 
 def serving(pid_file: Path) -> int:
@@ -46,7 +46,7 @@ def answered(port: int) -> bool:
 def command(server: socket.socket) -> None:
     """A command in a new namespace, which connects to us."""
     client = f"import socket; print(socket.create_connection(('{GATEWAY}', 7000)).recv(10).decode())"
-    text = f'cat /proc/self/attr/current; python3 -c "{client}"'
+    text = f'cat /proc/self/attr/current; echo; python3 -c "{client}"'
     pasta = subprocess.Popen(["pasta", "--config-net", "--", "sh", "-c", text], stdout=subprocess.PIPE, text=True)
     with server.accept()[0] as sock:
         print("pasta:", profile(pasta.pid))
