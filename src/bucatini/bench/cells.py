@@ -27,6 +27,7 @@ PLACEMENT = (
 )
 TRANSLATORS = (OURS, "pasta", "slirp4netns")
 MACHINES = (OURS, "passt")
+PACE = 1  # Gbit/s of a stream that is held back to what most can carry
 LOADED = 3  # seconds of the stream beside which round trips are made
 FEW = 3  # rounds of variants of another cell, and of what takes long
 
@@ -375,13 +376,17 @@ def long_paths() -> list[Cell]:
 
 
 def under_load() -> list[Cell]:
-    """Latency beside a stream: what waits in queues of ours, or of the path."""
+    """Latency beside a stream: what waits in queues of ours, or of the path. And beside one that is the same for all."""
     found = []
     for environment in ("mtu65520", "rtt20"):
         for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
             title = f"TCP round trips of 1 byte beside a stream, {words}"
             run = ask_beside_stream(*reverse)
             found.append(Cell(f"loaded-{way}", title, environment, LOADED_TRIPS, run, FEW))
+    for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
+        title = f"TCP round trips of 1 byte beside a stream of {PACE} Gbit/s, {words}"
+        run = ask_beside_stream("-b", f"{PACE}G", *reverse)
+        found.append(Cell(f"paced-{way}", title, "mtu65520", LOADED_TRIPS, run, FEW))
     return found
 
 
