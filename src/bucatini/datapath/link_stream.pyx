@@ -42,6 +42,7 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef enum:
+    UDP_CHECKSUM = 6  # offset of the field, as `build_udp` names it
     PREFIX = 4  # bytes of a length
     RECEIVE = 1048576  # bytes; more than a frame, so that there is always progress
     ROOM = 196767  # 3 * LINK_ROOM: of a superframe that is cut, at the smallest of segments
@@ -148,7 +149,7 @@ cdef inline void finish_checksum(uint8_t *frame, uint32_t length, const vnet_hdr
     cdef uint32_t start = vnet.csum_start
     cdef uint16_t sum
     sum = ~checksum_fold(checksum_add(0, frame + start, length - start))
-    if sum == 0:  # RFC 768: all ones, and for TCP the same number
+    if sum == 0 and vnet.csum_offset == UDP_CHECKSUM:  # there zero means that there is none (RFC 768)
         sum = 0xFFFF
     memcpy(frame + start + vnet.csum_offset, &sum, 2)
 

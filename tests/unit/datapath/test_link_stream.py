@@ -97,6 +97,7 @@ def test_short_frames_and_long_ones_in_any_pieces(link: StreamLink) -> None:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # all of them may be there before one is read
         server.bind(("127.0.0.1", 0))
         server.settimeout(5)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # nothing is read until all was sent
         for size in (0, 1, 1400, 65507, 3):
             datagram = IP(src="192.0.2.15", dst="192.0.2.1") / UDP(sport=40000, dport=server.getsockname()[1])
             frame = bytes(Ether(src="02:00:00:00:00:0f", dst="9a:55:9a:55:9a:55") / datagram / bytes(size))
