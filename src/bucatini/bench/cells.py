@@ -376,7 +376,7 @@ def long_paths() -> list[Cell]:
 
 
 def under_load() -> list[Cell]:
-    """Latency beside a stream: what waits in queues of ours, or of the path; and beside one that is the same for all."""
+    """Latency beside a stream: what waits in queues of ours, or of the path. Beside the same for all, too."""
     found = []
     for environment in ("mtu65520", "rtt20"):
         for way, words, reverse in (("out", "namespace → host", ()), ("in", "host → namespace", ("-R",))):
