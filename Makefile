@@ -72,6 +72,7 @@ lint: $(STAMP) ## formatting, linters, types, layers, spelling, file lengths
 	check cython-lint src/bucatini tests/fuzz; \
 	check mypy --strict src/bucatini; \
 	check codespell; \
+	check tools/syscalls --check; \
 	check $(PYTEST) -q tests/unit/test_layers.py tests/unit/test_theory.py; \
 	[ -z "$$failed" ] || { echo "lint: failed:$$failed" >&2; exit 1; }
 
