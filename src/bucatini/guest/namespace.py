@@ -261,6 +261,8 @@ def _child(
         makes = settings.needs_maker()
         if makes:  # loaded while we may: the user that we are to be might not
             from bucatini.guest.maker import start_maker
+        if run is not None:
+            import warnings  # noqa: F401 - os.execvp imports it
         enter(sock)
         maker = start_maker(identity, isolated=settings.isolated) if makes else None
         if run is not None:
