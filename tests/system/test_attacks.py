@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from attack_table import Figures
-from system.namespaces import end, wait_until
+from system.namespaces import DEADLINE, end, wait_until
 from system.quiet import nearly_idle, processor_time
 from system.test_soak import counters
 from system.topology import EXTRA4, NEIGHBOUR4, SERVER4, Guest, Pasta
@@ -73,12 +73,17 @@ class Bystander:
         return times
 
     def new(self, port: int = 7101) -> float:
-        """How long a new connection takes, with its first answer."""
+        """How long it takes to the first answer of a new connection; one that gave way to others is opened again."""
         begin = time.monotonic()
-        with self.guest.connect(SERVER4, port) as connection:
-            connection.sendall(b"y")
-            assert connection.recv(1) == b"y"
-        return time.monotonic() - begin
+        while True:
+            try:
+                with self.guest.connect(SERVER4, port) as connection:
+                    connection.sendall(b"y")
+                    assert connection.recv(1) == b"y"
+            except (ConnectionResetError, ConnectionRefusedError):
+                assert time.monotonic() - begin < DEADLINE
+                continue
+            return time.monotonic() - begin
 
 
 class Result(NamedTuple):

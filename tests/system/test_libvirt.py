@@ -1,5 +1,7 @@
 """Real libvirt, its session driver run by the user: `<interface type='user'><backend type='passt'/>`."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -70,9 +72,12 @@ class Libvirt:
         return self.passt.topology.host.run(*command, user=self.passt.user).stdout
 
     def close(self) -> None:
-        """End the daemon; what it started has been ended before."""
+        """End the daemon, and the one for logs that it has started; the domains have been ended before."""
         self.daemon.terminate()
         self.daemon.wait(10)
+        logs = self.folder / "run/libvirt/virtlogd.pid"
+        if logs.exists():
+            os.kill(int(logs.read_text()), signal.SIGTERM)
 
 
 @pytest.fixture
