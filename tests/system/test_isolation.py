@@ -121,9 +121,8 @@ def test_passt_in_the_foreground_is_walled_in(passt: Passt) -> None:
         assert_walled_in(process.pid, background=False)
 
 
+@only_root
 def test_an_identity_that_was_asked_for_is_taken(pasta: Pasta) -> None:
-    if pasta.user.uid:
-        pytest.skip("only root may choose")
     guest = pasta.join("--config-net", "--runas", "61001:61002", *NO_FORWARDS)
     assert status(guest.pid)["Uid"].split() == ["61001"] * 4
     assert status(guest.pid)["Gid"].split() == ["61002"] * 4
