@@ -149,7 +149,6 @@ def test_the_description_of_the_file_names_every_metric() -> None:
         assert f"`{key}`" in told
 
 
-@pytest.mark.xfail(strict=True, reason="the bypass's streams beside upstream's are still to be looked into")
 def test_every_cell_in_which_we_are_behind_has_a_reason() -> None:
     committed = json.loads((DOCS / "performance.json").read_text())
     assert {f"{result['cell']}@{result['environment']}" for result in report.behind(committed)} <= set(REASONS)
