@@ -45,6 +45,16 @@ def helpers(name: str, *others: int) -> dict[int, dict[str, str]]:
     return {pid: lines for pid, lines in found.items() if lines["Name"] == name and lines["Seccomp"] == "2"}
 
 
+def confined(name: str, pid: int, number: int) -> dict[int, dict[str, str]]:
+    """So many helpers of a process: what they give up, they give up beside its start."""
+
+    def found() -> dict[int, dict[str, str]] | None:
+        there = helpers(name, pid)
+        return there if len(there) == number else None
+
+    return wait_until(found, f"{number} helpers")  # type: ignore[return-value]
+
+
 def assert_walled_in(pid: int, *, background: bool) -> None:
     """The process can do nothing but serve."""
     lines = status(pid)
@@ -131,7 +141,7 @@ def test_an_identity_that_was_asked_for_is_taken(pasta: Pasta) -> None:
 
 def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
     guest = pasta.join("--config-net", "-t", "8080", "-u", "none", "-T", "none", "-U", "none")
-    found = helpers("pasta", guest.pid)
+    found = confined("pasta", guest.pid, 2)
     by_capabilities = {int(lines["CapEff"], 16): pid for pid, lines in found.items()}
     # The lookout has none; the maker may bind low ports in the guest's namespace
     assert set(by_capabilities) == {0, 1 << 10}
@@ -151,7 +161,7 @@ def test_low_ports_forward_themselves_where_that_was_granted(pasta: Pasta) -> No
     assert_walled_in(guest.pid, background=True)
     inside = guest.serve_tcp("0.0.0.0", echo, 79)
     wait_until(lambda: answers(pasta.topology.host, inside.port), "the forward", 3)
-    assert [lines["CapEff"] for lines in helpers("pasta", guest.pid).values()].count(f"{1 << 10:016x}") == 2
+    assert [lines["CapEff"] for lines in confined("pasta", guest.pid, 3).values()].count(f"{1 << 10:016x}") == 2
 
 
 @only_unprivileged
@@ -165,8 +175,7 @@ def test_low_ports_are_left_alone_where_nothing_was_granted(pasta: Pasta) -> Non
 
 def test_helpers_end_with_the_one_that_serves(pasta: Pasta) -> None:
     guest = pasta.join("--config-net", "-t", "8080", "-u", "none", "-T", "none", "-U", "none")
-    others = list(helpers("pasta", guest.pid))
-    assert len(others) == 2
+    others = list(confined("pasta", guest.pid, 2))
     os.kill(guest.pid, signal.SIGKILL)
     wait_until(lambda: not any(alive(pid) for pid in others), "the end of the helpers", 2)
 
@@ -175,7 +184,7 @@ def test_helpers_end_with_the_one_that_serves(pasta: Pasta) -> None:
 def test_the_end_of_the_lookout_is_told_and_harms_nothing(pasta: Pasta) -> None:
     log = pasta.workspace / "log"
     guest = pasta.join("--config-net", "--log-file", str(log), *NO_FORWARDS)
-    (lookout,) = helpers("pasta", guest.pid)
+    (lookout,) = confined("pasta", guest.pid, 1)
     os.kill(lookout, signal.SIGKILL)
     wait_until(lambda: "the process that watches files is gone" in log.read_text(), "the warning")
     assert_connected(pasta, guest)

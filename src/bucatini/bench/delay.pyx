@@ -150,8 +150,7 @@ def run(
     cdef Ring[4] rings  # of each direction: in time, late
     cdef pollfd[2] polls
     cdef uint64_t random = seed * <uint64_t> 0x9E3779B97F4A7C15 + 1
-    cdef uint64_t end = now() + <uint64_t> (seconds * 1e9)
-    cdef uint64_t at, due
+    cdef uint64_t end, at, due
     cdef timespec timeout
     cdef uint32_t size
     cdef int i
@@ -176,6 +175,7 @@ def run(
         lines[i].carried = lines[i].dropped = lines[i].lost = lines[i].reordered = 0
         polls[i].fd = fds[i]
         polls[i].events = POLLIN
+    end = now() + <uint64_t> (seconds * 1e9)  # the memory is there
     with nogil:
         while True:
             at = now()

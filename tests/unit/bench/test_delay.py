@@ -9,6 +9,8 @@ import pytest
 
 from bucatini.bench import delay
 
+pytestmark = pytest.mark.release  # the sanitizers' memory takes longer to get than a test lasts
+
 SECONDS = 0.5
 
 
