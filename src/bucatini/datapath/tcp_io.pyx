@@ -96,7 +96,7 @@ cdef extern from *:
 
 
 cdef enum:
-    BOUND = 393216  # bytes, overflow of one flow and so the largest window towards the guest: what a queue of ours holds
+    BOUND = 393216  # bytes, overflow of one flow, and so the largest window towards the guest
     BOUND_MIN = 65536
     BOUND_OVER = 65536  # bytes beyond: windows are rounded up, so small segments find one that never closes
     SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
