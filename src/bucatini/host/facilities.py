@@ -67,7 +67,7 @@ def try_isolation() -> str:
             isolation.own_namespaces(processes=True)
             isolation.empty_root(chroot_fallback=False)
             isolation.give_up()
-            isolation.seal("serve", bind=False, signal=False)
+            isolation.seal("serve", bind=False)
             os.write(write_end, b"+")
         except HostError as error:
             os.write(write_end, str(error).encode())

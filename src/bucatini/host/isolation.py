@@ -101,18 +101,19 @@ def give_up(*capabilities: int) -> None:
     kernel.take_no_privileges()
 
 
-def seal(*profiles: str, bind: bool, signal: bool) -> int:
+def seal(*profiles: str, bind: bool, signal: bool = False, read: bool = False) -> int:
     """Put up Landlock and the filter of system calls; returns Landlock's ABI, 0: the kernel has none.
 
     Args:
         profiles: of the filter (`host/seccomp`).
         bind: TCP sockets will still be bound.
         signal: there is a child that is to end with us.
+        read: files may still be opened, to be read.
 
     Raises:
         HostError: the kernel refuses.
     """
-    version = landlock.restrict(bind=bind, signal=signal)
+    version = landlock.restrict(bind=bind, signal=signal, read=read)
     seccomp.install("common", *profiles)
     sys.audit("bucatini.sealed")
     return version
@@ -129,5 +130,4 @@ def confine(profile: str, *capabilities: int, read: bool = False) -> None:
         HostError: the kernel refuses.
     """
     give_up(*capabilities)
-    landlock.restrict(bind=True, read=read)
-    seccomp.install("common", profile)
+    seal(profile, bind=True, read=read)
