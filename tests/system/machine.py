@@ -270,7 +270,8 @@ def client(path: str) -> socket.socket:
 
 def is_served(sock: socket.socket) -> bool:
     """Whether an ARP request is answered."""
-    sock.sendall(frames(ASK))
+    with suppress(BrokenPipeError):  # one that was refused may be closed already: what was sent to it is read first
+        sock.sendall(frames(ASK))
     while True:
         try:
             frame = Ether(receive_frame(sock))
