@@ -11,18 +11,17 @@ BARE = {"_distutils_hack", "apport_python_hook", "sitecustomize", "site"}
 
 # From the standard library: names without underscore, without submodules.
 PARSING = {
-    "array", "collections", "contextlib", "copyreg", "enum", "errno", "fcntl", "functools", "itertools", "keyword",
-    "math", "operator", "re", "reprlib", "resource", "select", "selectors", "socket", "struct", "types", "typing",
-    "warnings",
+    "array", "collections", "enum", "errno", "fcntl", "functools", "itertools", "keyword", "math", "operator",
+    "reprlib", "resource", "select", "selectors", "socket", "struct", "types",
 }  # fmt: skip
-RUNNING = PARSING | {"ctypes", "signal", "zlib"}
+RUNNING = PARSING | {"ctypes", "signal", "warnings", "zlib"}  # os.execvp imports warnings, for the command
 
 # Those that are known to cost a start several milliseconds, and to creep in.
 DEAR = {
     "argparse", "ast", "asyncio", "concurrent", "dataclasses", "datetime", "decimal", "email", "gettext", "hashlib",
     "http", "importlib.metadata", "inspect", "ipaddress", "json", "locale", "logging", "multiprocessing", "pathlib",
-    "platform", "random", "secrets", "shutil", "ssl", "subprocess", "tempfile", "threading", "traceback", "urllib",
-    "uuid",
+    "platform", "random", "re", "secrets", "shutil", "ssl", "subprocess", "tempfile", "threading", "traceback",
+    "typing", "urllib", "uuid",
 }  # fmt: skip
 
 IMPORT = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)

@@ -270,7 +270,7 @@ def client(path: str) -> socket.socket:
 
 def is_served(sock: socket.socket) -> bool:
     """Whether an ARP request is answered."""
-    with suppress(BrokenPipeError):  # one that was refused may be closed already: what was sent to it is read first
+    with contextlib.suppress(BrokenPipeError):  # if refused, it may be closed by now; what it was told is still read
         sock.sendall(frames(ASK))
     while True:
         try:

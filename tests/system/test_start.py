@@ -12,6 +12,7 @@ NO_FORWARDS = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")  # as Pod
 
 # Without the packet path, whose modules are all needed.
 OURS = {
+    "bucatini.record",
     "bucatini.cli.getopt",
     "bucatini.cli.options",
     "bucatini.cli.pasta",

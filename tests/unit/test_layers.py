@@ -21,6 +21,7 @@ LAYERS = (
     "services",
     "plan",
     "wire",
+    "record",
     "errors",
 )  # from the top
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in PACKAGE.rglob(pattern))

@@ -20,6 +20,7 @@ OURS = {
     "bucatini.host.process",
     "bucatini.plan.ports",
     "bucatini.plan.settings",
+    "bucatini.record",
 }
 
 

@@ -5,9 +5,9 @@ still accept abbreviations; it also imports gettext, which a start cannot afford
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from bucatini.errors import UsageError
+from bucatini.record import NamedTuple
 
 
 class GetoptError(UsageError):

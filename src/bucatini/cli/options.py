@@ -11,14 +11,17 @@ Nothing here looks at the host: whether an interface or a file exists shows when
 
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from bucatini.cli.getopt import Spec, getopt
 from bucatini.errors import NotYetError, UsageError
 from bucatini.plan.ports import ForwardSpec, canonical, is_interface_name, parse_forward, shown
 from bucatini.plan.settings import Settings
+from bucatini.record import TYPE_CHECKING, NamedTuple
 
-Values = dict[str, Any]
+if TYPE_CHECKING:
+    from typing import Any
+
+Values = dict[str, "Any"]
 Take = Callable[[Values, str, str, str], None]  # (values so far, field, name for messages, text)
 
 PASTA, PASST = 1, 2  # bits of Option.modes

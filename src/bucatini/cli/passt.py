@@ -1,9 +1,8 @@
 """`passt`: connect a virtual machine to the network with no privilege."""
 
-from typing import TYPE_CHECKING
-
 from bucatini.cli.options import PASST
 from bucatini.cli.program import main as program
+from bucatini.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bucatini.cli.program import Run

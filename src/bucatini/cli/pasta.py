@@ -1,9 +1,8 @@
 """`pasta`: connect a network namespace, new or existing, to the network with no privilege."""
 
-from typing import TYPE_CHECKING
-
 from bucatini.cli.options import PASTA
 from bucatini.cli.program import main as program
+from bucatini.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bucatini.cli.program import Run

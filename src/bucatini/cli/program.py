@@ -4,13 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from bucatini.cli.getopt import GetoptError
 from bucatini.cli.options import NAMES, PASTA, parse
 from bucatini.errors import BucatiniError
 from bucatini.host import process
 from bucatini.plan.settings import Settings
+from bucatini.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bucatini.runtime.log import Log

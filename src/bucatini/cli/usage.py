@@ -1,7 +1,5 @@
 """--help and --version, rendered from the option table. Integrators look for bare option names in them."""
 
-import re
-
 from bucatini import __version__
 from bucatini.cli.options import GROUPS, NAMES, PASST, PASTA, Option
 
@@ -19,14 +17,15 @@ Connect a virtual machine to the network without privilege. QEMU reaches it by
 -netdev stream,id=net0,server=off,addr.type=unix,addr.path=/tmp/passt_1.socket
 """,
 }
-NAMESPACE = re.compile("(?<!user )namespace")
 COLUMN = 34  # where the explanations begin
 WIDTH = 90
 
 
 def about(text: str, mode: int) -> str:
     """Return a text of the option table in the words of a program: whom passt serves is a guest."""
-    return text if mode == PASTA else NAMESPACE.sub("guest", text)
+    if mode == PASTA:
+        return text
+    return "user namespace".join(part.replace("namespace", "guest") for part in text.split("user namespace"))
 
 
 def line(option: Option, mode: int) -> str:

@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.configure import configure, write_sysctl
@@ -22,6 +21,7 @@ from bucatini.host import kernel
 from bucatini.host.process import close_inherited, is_real_root
 from bucatini.plan.plan import Plan
 from bucatini.plan.settings import Settings
+from bucatini.record import NamedTuple
 
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for the command, not for those who wait for it
 MESSAGE = 4096  # bytes at most that the child reports

@@ -9,9 +9,9 @@ import fcntl
 import os
 import socket
 import struct
-from typing import NamedTuple
 
 from bucatini.errors import HostError
+from bucatini.record import NamedTuple
 
 DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA  # linux/if_tun.h

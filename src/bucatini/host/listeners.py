@@ -9,10 +9,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from bucatini.errors import HostError
 from bucatini.host.netlink import Netlink, attributes
+from bucatini.record import NamedTuple
 
 NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h

@@ -12,10 +12,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from bucatini.errors import HostError
 from bucatini.plan.plan import Address, Route
+from bucatini.record import NamedTuple
 
 NETLINK_ROUTE = 0  # linux/netlink.h
 NETLINK_GET_STRICT_CHK = 12

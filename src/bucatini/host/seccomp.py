@@ -13,11 +13,11 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from bucatini.datapath.syscall_numbers import ARCHITECTURE, numbers
 from bucatini.host import kernel
 from bucatini.host.declared_calls import DECLARED
+from bucatini.record import NamedTuple
 
 PROT_EXEC = 4  # asm-generic/mman-common.h
 FIONBIO = 0x5421  # asm-generic/ioctls.h

@@ -5,10 +5,10 @@ everything later (namespace, services, data path) takes its values from the `Pla
 """
 
 import socket
-from typing import NamedTuple
 
 from bucatini.errors import UsageError
 from bucatini.plan.settings import Settings
+from bucatini.record import NamedTuple
 
 LOCAL_ADDRESS4 = "169.254.2.1"  # the guest's, when the host has no usable IPv4 interface
 LOCAL_GATEWAY4 = "169.254.2.2"

@@ -17,9 +17,9 @@ What is wrong with a specification is a UsageError in one line, names and values
 
 import socket
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from bucatini.errors import UsageError
+from bucatini.record import NamedTuple
 
 PORT_MAX = 65535
 OUTWARD = ("-T", "-U")  # from the namespace to the host

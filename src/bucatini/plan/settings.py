@@ -5,9 +5,8 @@ host. Addresses are text in canonical form (`ipaddress` is too slow an import fo
 the option was not given.
 """
 
-from typing import NamedTuple
-
 from bucatini.plan.ports import ForwardSpec
+from bucatini.record import NamedTuple
 
 
 class Settings(NamedTuple):

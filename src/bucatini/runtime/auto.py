@@ -15,14 +15,14 @@ A port that somebody else has on the other side is tried again a second later.
 import os
 import socket
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
 
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import HostError
 from bucatini.guest.maker import Maker
-from bucatini.host.listeners import TABLES, Listener, ProcTables, SocketDiag, is_any, is_loopback, ports
+from bucatini.host.listeners import TABLES, ProcTables, SocketDiag, is_any, is_loopback, ports
 from bucatini.plan.ports import ForwardRule, ForwardSpec
 from bucatini.plan.settings import Settings
+from bucatini.record import NamedTuple
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
 
 # syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
@@ -32,10 +32,7 @@ ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACKS = {4: "127.0.0.1", 6: "::1"}
 
 
-class Source(Protocol):
-    """Knows the bound sockets of a namespace."""
-
-    def listeners(self) -> list[Listener]: ...
+Source = SocketDiag | ProcTables  # knows the bound sockets of a namespace
 
 
 class Follower(NamedTuple):

@@ -14,11 +14,11 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import TYPE_CHECKING, NamedTuple
 
 from bucatini.errors import HostError
 from bucatini.plan.ports import ForwardRule, rules
 from bucatini.plan.settings import Settings
+from bucatini.record import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from bucatini.datapath.loop import DataPath

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
@@ -18,6 +17,7 @@ from bucatini.host.resolv import Resolvers
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
 from bucatini.plan.ports import ForwardRule
 from bucatini.plan.settings import Settings
+from bucatini.record import TYPE_CHECKING
 from bucatini.runtime.forwards import Bound, Versions, packed, serve
 from bucatini.runtime.log import Log
 from bucatini.runtime.lookout import Lookout

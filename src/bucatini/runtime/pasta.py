@@ -16,7 +16,6 @@ A failure up to readiness prints one line and leaves nothing behind.
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from bucatini.errors import BucatiniError
 from bucatini.guest.namespace import Guest, Identity, join, namespace_paths, spawn
@@ -25,6 +24,7 @@ from bucatini.host import kernel, process
 from bucatini.host.view import look_at_host
 from bucatini.plan.plan import Plan, make_plan
 from bucatini.plan.settings import Settings
+from bucatini.record import TYPE_CHECKING
 from bucatini.runtime.forwards import (
     Bound,
     Versions,

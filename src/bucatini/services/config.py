@@ -5,11 +5,11 @@ so that a resolv.conf with one of them costs the guest that entry and not its le
 """
 
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import NamedTuple
 
 from bucatini.errors import WireError
 from bucatini.plan.plan import Plan, PlanFamily
 from bucatini.plan.settings import Settings
+from bucatini.record import NamedTuple
 from bucatini.wire import domain
 
 _HOST_NAME_MAX = 255  # bytes, what one DHCP option holds

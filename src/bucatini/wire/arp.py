@@ -5,10 +5,13 @@ Any other combination of hardware and protocol is malformed here.
 
 import struct
 from socket import AF_INET, inet_ntop
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire.ethernet import mac_text
+
+if TYPE_CHECKING:
+    from typing import Self
 
 LENGTH = 28  # bytes
 REQUEST = 1  # RFC 826, ares_op$REQUEST
@@ -26,7 +29,7 @@ class Arp(NamedTuple):
     target: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         """Parse the payload of a frame; what is behind the message is padding."""
         if len(data) < LENGTH:
             raise Truncated(f"ARP message of {len(data)} bytes")

@@ -7,11 +7,14 @@ has no options.
 """
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire.ethernet import mac_text
 from bucatini.wire.ipv4 import text
+
+if TYPE_CHECKING:
+    from typing import Self
 
 SERVER_PORT = 67  # RFC 2131 §4.1
 CLIENT_PORT = 68
@@ -118,7 +121,7 @@ class Dhcp(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         """Parse a message; the vendor area may have any length, also none.
 
         Without an END option the options end with the message: some clients leave it out.

@@ -5,10 +5,13 @@ another format and are malformed here.
 """
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire.ipv6 import text
+
+if TYPE_CHECKING:
+    from typing import Self
 
 CLIENT_PORT = 546  # RFC 8415 §7.2
 SERVER_PORT = 547
@@ -95,7 +98,7 @@ class Dhcpv6(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         if len(data) < 4:
             raise Truncated(f"DHCPv6 message of {len(data)} bytes")
         if not SOLICIT <= data[0] <= INFORMATION_REQUEST:
@@ -134,7 +137,7 @@ class IdentityAssociation(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, kind: int, data: bytes) -> Self:
+    def parse(cls, kind: int, data: bytes) -> "Self":
         head = 4 if kind == IA_TA else 12
         if len(data) < head:
             raise Truncated(f"identity association of {len(data)} bytes")
@@ -159,7 +162,7 @@ class IaAddress(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         if len(data) < 24:
             raise Truncated(f"IA address of {len(data)} bytes")
         address, preferred, valid = struct.unpack_from("!16sII", data)

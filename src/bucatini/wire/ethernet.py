@@ -5,9 +5,12 @@ because no guest has a use for them.
 """
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER = 14  # bytes
 BROADCAST = b"\xff" * 6
@@ -39,7 +42,7 @@ class Ethernet(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         if len(data) < HEADER:
             raise Truncated(f"Ethernet header of {len(data)} bytes")
         (ethertype,) = struct.unpack_from("!H", data, 12)

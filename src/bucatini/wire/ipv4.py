@@ -5,10 +5,13 @@ Options are kept as bytes: nobody here needs one. Reassembly is not the format's
 
 import struct
 from socket import AF_INET, inet_ntop
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER = 20  # bytes, without options
 BROADCAST = b"\xff" * 4  # RFC 919 §7, limited broadcast
@@ -45,7 +48,7 @@ class IPv4(NamedTuple):
     options: bytes = b""  # a multiple of 4 bytes, at most 40
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         """Parse a packet; what is behind its total length is the frame's padding. The header checksum is verified."""
         if len(data) < HEADER:
             raise Truncated(f"IPv4 header of {len(data)} bytes")

@@ -7,9 +7,12 @@ walk as if they were an upper layer, and more than eight in a row are malformed.
 
 import struct
 from socket import AF_INET6, inet_ntop
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER = 40  # bytes
 MTU_MIN = 1280  # RFC 8200 §5
@@ -56,7 +59,7 @@ class IPv6(NamedTuple):
     flow_label: int = 0
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         """Parse a packet; what is behind its payload length is the frame's padding. No jumbograms."""
         if len(data) < HEADER:
             raise Truncated(f"IPv6 header of {len(data)} bytes")
@@ -86,7 +89,7 @@ class Extension(NamedTuple):
     data: bytes  # behind next header and length: 6 bytes, or 8 n + 6
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         """Parse the header at the front of `data`, whose size `length` tells."""
         if len(data) < 8:
             raise Truncated(f"IPv6 extension header of {len(data)} bytes")
@@ -119,7 +122,7 @@ class Fragment(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: bytes) -> "Self":
         if len(data) < 8:
             raise Truncated(f"IPv6 fragment header of {len(data)} bytes")
         next_header, offset, identification = struct.unpack_from("!BxHI", data)

@@ -6,13 +6,16 @@ hop limit of 255 and what depends on the source address is the receiver's busine
 """
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import domain
 from bucatini.wire.ethernet import mac_text
 from bucatini.wire.icmp import Icmp
 from bucatini.wire.ipv6 import is_multicast, text
+
+if TYPE_CHECKING:
+    from typing import Self
 
 ROUTER_SOLICITATION = 133  # RFC 4861 §4.1 to §4.5
 ROUTER_ADVERTISEMENT = 134
@@ -203,7 +206,7 @@ class RouterSolicitation(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> Self:
+    def parse(cls, message: Icmp) -> "Self":
         _check(message, ROUTER_SOLICITATION)
         return cls(parse_options(message.body))
 
@@ -226,7 +229,7 @@ class RouterAdvertisement(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> Self:
+    def parse(cls, message: Icmp) -> "Self":
         _check(message, ROUTER_ADVERTISEMENT)
         if len(message.body) < 8:
             raise Truncated("router advertisement")
@@ -260,7 +263,7 @@ class NeighborSolicitation(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> Self:
+    def parse(cls, message: Icmp) -> "Self":
         _check(message, NEIGHBOR_SOLICITATION)
         if len(message.body) < 16:
             raise Truncated("neighbour solicitation")
@@ -285,7 +288,7 @@ class NeighborAdvertisement(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> Self:
+    def parse(cls, message: Icmp) -> "Self":
         _check(message, NEIGHBOR_ADVERTISEMENT)
         if len(message.body) < 16:
             raise Truncated("neighbour advertisement")

@@ -1,11 +1,14 @@
 """TCP segments (RFC 9293 §3.1) with their options, over IPv4 and IPv6. The services never see one; the trace does."""
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
 from bucatini.wire.ipv4 import PROTOCOL_TCP
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER = 20  # bytes, without options
 
@@ -43,7 +46,7 @@ class Tcp(NamedTuple):
     options: tuple[tuple[int, bytes], ...] = ()  # kind and contents; NOPs are kept, what fills up the header is not
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> "Self":
         """Parse a segment.
 
         Args:

@@ -1,11 +1,14 @@
 """UDP datagrams (RFC 768), over IPv4 and IPv6."""
 
 import struct
-from typing import NamedTuple, Self
 
 from bucatini.errors import Malformed, Truncated
+from bucatini.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
 from bucatini.wire.ipv4 import PROTOCOL_UDP
+
+if TYPE_CHECKING:
+    from typing import Self
 
 HEADER = 8  # bytes
 
@@ -18,7 +21,7 @@ class Udp(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> "Self":
         """Parse a datagram; what is behind its length is padding.
 
         Args:
