@@ -10,18 +10,15 @@ import re
 BARE = {"_distutils_hack", "apport_python_hook", "sitecustomize", "site"}
 
 # From the standard library: names without underscore, without submodules.
-PARSING = {
-    "array", "collections", "enum", "errno", "fcntl", "functools", "itertools", "keyword", "math", "operator",
-    "reprlib", "resource", "select", "selectors", "socket", "struct", "types",
-}  # fmt: skip
-RUNNING = PARSING | {"ctypes", "signal", "warnings", "zlib"}  # os.execvp imports warnings, for the command
+PARSING = {"errno", "fcntl", "gc", "resource", "select", "struct"}
+RUNNING = PARSING | {"ctypes", "types", "warnings", "zlib"}  # os.execvp imports warnings, for the command
 
 # Those that are known to cost a start several milliseconds, and to creep in.
 DEAR = {
-    "argparse", "ast", "asyncio", "concurrent", "dataclasses", "datetime", "decimal", "email", "gettext", "hashlib",
-    "http", "importlib.metadata", "inspect", "ipaddress", "json", "locale", "logging", "multiprocessing", "pathlib",
-    "platform", "random", "re", "secrets", "shutil", "ssl", "subprocess", "tempfile", "threading", "traceback",
-    "typing", "urllib", "uuid",
+    "argparse", "array", "ast", "asyncio", "collections", "concurrent", "contextlib", "dataclasses", "datetime",
+    "decimal", "email", "enum", "functools", "gettext", "hashlib", "http", "importlib.metadata", "inspect", "ipaddress",
+    "json", "locale", "logging", "multiprocessing", "pathlib", "platform", "random", "re", "secrets", "selectors",
+    "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "traceback", "typing", "urllib", "uuid",
 }  # fmt: skip
 
 IMPORT = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)

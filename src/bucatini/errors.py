@@ -1,5 +1,7 @@
 """Errors that cross a layer. Every other module may import this one; it imports nothing of ours."""
 
+from __future__ import annotations
+
 import errno as _errno
 import os
 

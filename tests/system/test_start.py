@@ -12,7 +12,9 @@ NO_FORWARDS = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")  # as Pod
 
 # Without the packet path, whose modules are all needed.
 OURS = {
-    "bucatini.record",
+    "bucatini.lean.record",
+    "bucatini.lean.signals",
+    "bucatini.lean.sockets",
     "bucatini.cli.getopt",
     "bucatini.cli.options",
     "bucatini.cli.pasta",

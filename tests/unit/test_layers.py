@@ -21,7 +21,7 @@ LAYERS = (
     "services",
     "plan",
     "wire",
-    "record",
+    "lean",
     "errors",
 )  # from the top
 SOURCES = sorted(path for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi") for path in PACKAGE.rglob(pattern))

@@ -20,7 +20,8 @@ OURS = {
     "bucatini.host.process",
     "bucatini.plan.ports",
     "bucatini.plan.settings",
-    "bucatini.record",
+    "bucatini.lean.record",
+    "bucatini.lean.sockets",
 }
 
 

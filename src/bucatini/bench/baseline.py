@@ -4,11 +4,15 @@ Machines drift. A cell has regressed when our median is worse by more than `THRE
 was measured in both runs, relative to veth.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from bucatini.bench.report import cell_id, medians, number
 from bucatini.bench.systems import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 THRESHOLD = 0.1
 

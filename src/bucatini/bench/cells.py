@@ -4,17 +4,21 @@ A cell's `run` takes a connected system and returns a value for each of its metr
 `RuntimeError` for, with a reason that is shown in the result.
 """
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from bucatini.bench import topology
 from bucatini.bench.systems import BYPASS_IN, BYPASS_OUT, OURS, System
 from bucatini.bench.topology import SERVER4, SERVER6, Delay, Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 END_CPU = 1  # both ends of a stream, and who sends datagrams
 TRANSLATOR_CPU = 0  # alone, or with both ends where nothing can run at the same time

@@ -1,5 +1,7 @@
 """A virtual machine: QEMU, what it boots (tools/guest-image), and a shell in it that takes commands."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import os
@@ -7,10 +9,12 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
 QEMU = f"qemu-system-{os.uname().machine}"
 BOOT = 60.0  # seconds, at most; it takes about three

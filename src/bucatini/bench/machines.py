@@ -3,14 +3,19 @@
 QEMU is on the CPU of the ends, the translator on its own, as everywhere. What runs in the guest is run by its shell.
 """
 
+from __future__ import annotations
+
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bucatini.bench.machine import Machine, accelerator, image
 from bucatini.bench.systems import FORWARDED, OURS, TRANSLATOR_CPU, System
-from bucatini.bench.topology import Topology
+
+if TYPE_CHECKING:
+    from bucatini.bench.topology import Topology
 
 MACHINE_CPU = 1
 CACHE = Path(__file__).parents[3] / "build" / "guest"

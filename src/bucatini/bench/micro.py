@@ -3,6 +3,8 @@
 `-o FILE` keeps the result, `python -m pyperf compare_to OLD NEW` compares two of them.
 """
 
+from __future__ import annotations
+
 import resource
 import socket
 import time

@@ -4,6 +4,8 @@ Run as root: `python -m bucatini.bench.path LEFT RIGHT INTERFACE SECONDS NAME=VA
 `delay.run`. Prints "ready" when both taps are there, and what it carried at its end.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os

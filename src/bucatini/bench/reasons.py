@@ -4,6 +4,8 @@ The page puts them beside the cells in which the result that it shows has us beh
 A reason names what was measured and how, so that it can be measured again; a guess is none.
 """
 
+from __future__ import annotations
+
 LOADED = (
     "it waits for what the stream beside it has in the link's queue, a window of 384 KiB, and for its turns; and our "
     "stream moves many times as much. Beside one of 1 Gbit/s for all (paced-out, paced-in) there is no such "

@@ -1,13 +1,17 @@
 """A result as a page and as a chart."""
 
+from __future__ import annotations
+
 import statistics
 import textwrap
-from collections.abc import Iterable, Iterator
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bucatini.bench.reasons import REASONS
 from bucatini.bench.systems import NAMES, OURS, PEERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 COLOURS = {
     "veth": "#bbbbbb", "loopback": "#dddddd", OURS: "#c8452d", "pasta": "#3b6ea5", "slirp4netns": "#6a9a3f",

@@ -6,21 +6,25 @@ are added and all values kept: nothing is dropped. What a system cannot do is a 
 The result is the document that docs/benchmark.md describes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bucatini.bench import machines, systems
 from bucatini.bench.cells import CELLS, ENVIRONMENTS, PLACEMENT, Cell, Environment
 from bucatini.bench.systems import NATIVE, System
 from bucatini.bench.topology import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SCHEMA = 1
 DISTURBED = 0.5  # (most - least) / median

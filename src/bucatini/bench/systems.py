@@ -8,6 +8,8 @@ passt        upstream's, before a virtual machine
 slirp4netns
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

@@ -11,6 +11,8 @@ list of congestion controls that namespaces may choose, the mode of /dev/net/tun
 undoes whatever part of `make` was done, so a run can be interrupted anywhere between the two.
 """
 
+from __future__ import annotations
+
 import os
 import resource
 import shlex

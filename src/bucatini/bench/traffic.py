@@ -3,15 +3,20 @@
 Servers print "ready" when their socket is bound and serve until they are ended; clients print one JSON object.
 """
 
+from __future__ import annotations
+
 import json
 import selectors
 import socket
 import sys
 import time
 from array import array
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bucatini.bench import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOM = 1 << 20  # round trips whose time is kept
 ROUND_TRIP = {

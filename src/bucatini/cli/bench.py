@@ -1,5 +1,7 @@
 """`bucatini bench`: measures, and shows and writes the result. `make bench` calls it."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

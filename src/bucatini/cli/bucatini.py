@@ -3,6 +3,8 @@
 Nothing that a subcommand needs is imported before it is asked for.
 """
 
+from __future__ import annotations
+
 import sys
 
 from bucatini import __version__

@@ -4,6 +4,8 @@
 completion takes over.
 """
 
+from __future__ import annotations
+
 import sys
 
 from bucatini.cli.options import NAMES, in_mode

@@ -6,6 +6,8 @@ servers are reached through the address of the gateway, which stands for the hos
 but lo. When the command ends the namespace is gone; nothing is left behind on any way out.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import socket
@@ -14,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from bucatini.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USAGE = """Usage: bucatini demo [--no-shell]
 
@@ -202,7 +206,7 @@ def _open_to_all(path: str) -> bool:
     return True
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", descriptor: int) -> bool:
+def _wait_ready(process: subprocess.Popen[bytes], descriptor: int) -> bool:
     """Wait for the guest's first line. False: pasta ended before."""
     while process.poll() is None:
         readable, _, _ = select.select([descriptor], [], [], 0.05)

@@ -4,6 +4,8 @@ Looks at its own network as any program could, fetches the page, measures, expla
 worked; ends as a shell if it was told to.
 """
 
+from __future__ import annotations
+
 import os
 import pwd
 import socket

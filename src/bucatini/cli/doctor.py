@@ -5,6 +5,8 @@ with the facts of another host. A check is a problem only where pasta cannot wor
 feature is a warning. Exit status 0 without problems, else 1.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import os
@@ -13,10 +15,12 @@ import pwd
 import resource
 import sys
 from errno import EACCES, ENODEV, ENOENT, ENOSPC, ENXIO, EPERM
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bucatini.host import facilities, landlock
-from bucatini.host.facilities import NamespaceTrial
+
+if TYPE_CHECKING:
+    from bucatini.host.facilities import NamespaceTrial
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 ENOUGH_FILES = 65536  # descriptors: each TCP connection and each UDP flow is one

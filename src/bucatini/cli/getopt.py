@@ -4,10 +4,13 @@ The standard library's module knows neither the messages that integrators look f
 still accept abbreviations; it also imports gettext, which a start cannot afford.
 """
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
 
 from bucatini.errors import UsageError
-from bucatini.record import NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 class GetoptError(UsageError):

@@ -3,6 +3,8 @@
 What belongs to no single option is here: description, port specifications, exit status, examples.
 """
 
+from __future__ import annotations
+
 import re
 import sys
 

@@ -9,20 +9,21 @@ is wrong raises `UsageError` with one line that names option and value; what is 
 Nothing here looks at the host: whether an interface or a file exists shows when it is used.
 """
 
-import socket
-from collections.abc import Callable
+from __future__ import annotations
 
 from bucatini.cli.getopt import Spec, getopt
 from bucatini.errors import NotYetError, UsageError
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.ports import ForwardSpec, canonical, is_interface_name, parse_forward, shown
 from bucatini.plan.settings import Settings
-from bucatini.record import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-Values = dict[str, "Any"]
-Take = Callable[[Values, str, str, str], None]  # (values so far, field, name for messages, text)
+    Values = dict[str, Any]
+    Take = Callable[[Values, str, str, str], None]  # (values so far, field, name for messages, text)
 
 PASTA, PASST = 1, 2  # bits of Option.modes
 BOTH = PASTA | PASST
@@ -149,7 +150,7 @@ def _version_of(name: str, text: str) -> tuple[str, str, bytes]:
     if address is None or "%" in address:
         raise bad(name, text, "not an IPv4 or IPv6 address")
     v6 = ":" in address
-    raw = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, address)
+    raw = sockets.inet_pton(sockets.AF_INET6 if v6 else sockets.AF_INET, address)
     if not any(raw):
         raise bad(name, text, "the unspecified address")
     if raw[0] == 0xFF or (not v6 and raw[0] >= 224):
@@ -196,7 +197,7 @@ def _netmask(values: Values, dest: str, name: str, text: str) -> None:
         return
     address = canonical(text)
     if address is not None and ":" not in address and "%" not in address:
-        mask = int.from_bytes(socket.inet_pton(socket.AF_INET, address), "big")
+        mask = int.from_bytes(sockets.inet_pton(sockets.AF_INET, address), "big")
         inverted = mask ^ 0xFFFFFFFF
         if mask and not inverted & (inverted + 1):
             values[dest] = mask.bit_count()

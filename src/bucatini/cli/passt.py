@@ -1,14 +1,16 @@
 """`passt`: connect a virtual machine to the network with no privilege."""
 
+from __future__ import annotations
+
 from bucatini.cli.options import PASST
 from bucatini.cli.program import main as program
-from bucatini.record import TYPE_CHECKING
+from bucatini.lean.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bucatini.cli.program import Run
 
 
-def _runner() -> "Run":
+def _runner() -> Run:
     from bucatini.runtime.passt import run
 
     return run

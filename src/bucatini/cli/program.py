@@ -1,29 +1,34 @@
 """What `pasta` and `passt` have in common: from a command line to an exit status."""
 
+from __future__ import annotations
+
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable
 
 from bucatini.cli.getopt import GetoptError
 from bucatini.cli.options import NAMES, PASTA, parse
 from bucatini.errors import BucatiniError
 from bucatini.host import process
-from bucatini.plan.settings import Settings
-from bucatini.record import TYPE_CHECKING
+from bucatini.lean.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bucatini.plan.settings import Settings
     from bucatini.runtime.log import Log
 
     Run = Callable[[Settings, Log, Callable[[], int]], int]
 
 
-def main(mode: int, runner: "Callable[[], Run]") -> int:
+def main(mode: int, runner: Callable[[], Run]) -> int:
     """Run the program of `mode`; the exit status.
 
     Args:
         runner: loads and returns what serves, once it is known that something is to be served.
     """
+    gc.disable()  # a start leaves nothing that refers to itself; `isolate` turns it on again
     name = NAMES[mode]
     process.occupy_standard_descriptors()
     # Python gives no stream to a descriptor that was closed when it started

@@ -1,5 +1,7 @@
 """--help and --version, rendered from the option table. Integrators look for bare option names in them."""
 
+from __future__ import annotations
+
 from bucatini import __version__
 from bucatini.cli.options import GROUPS, NAMES, PASST, PASTA, Option
 

@@ -6,13 +6,18 @@ leads to (the host has that route elsewhere) is told to be on the link, where it
 copied route that the kernel refuses all the same is left out and told of; the default route is not.
 """
 
+from __future__ import annotations
+
 import errno
-import socket
 
 from bucatini.errors import HostError
 from bucatini.host.netlink import Netlink
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Plan, PlanFamily, Route
-from bucatini.plan.settings import Settings
+
+if TYPE_CHECKING:
+    from bucatini.plan.settings import Settings
 
 
 def write_sysctl(path: str, value: str) -> None:
@@ -61,7 +66,7 @@ def configure(plan: Plan, settings: Settings) -> tuple[bytes, list[str]]:
 
 def _family(link: Netlink, index: int, family: PlanFamily, notes: list[str]) -> None:
     """Put the addresses and routes of one IP version on the tap."""
-    version = socket.AF_INET6 if ":" in family.gateway else socket.AF_INET
+    version = sockets.AF_INET6 if ":" in family.gateway else sockets.AF_INET
     for address in family.addresses:
         link.add_address(index, address)
     for route in family.routes:
@@ -80,5 +85,5 @@ def _add_route(link: Netlink, index: int, version: int, route: Route) -> None:
     except HostError as error:
         if route.gateway is None or error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
             raise
-        link.add_route(index, version, Route(route.gateway, 128 if version == socket.AF_INET6 else 32, None))
+        link.add_route(index, version, Route(route.gateway, 128 if version == sockets.AF_INET6 else 32, None))
         link.add_route(index, version, route)

@@ -4,22 +4,24 @@ One client is served at a time. A further one is turned away, unless the one bef
 The path is ours if nobody listens there: what a process that is gone has left is removed.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import select
-import socket
 import stat
 
 from bucatini.errors import HostError
+from bucatini.lean import sockets
 
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
 BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
 
 
-def _bind(path: str) -> socket.socket | None:
+def _bind(path: str) -> sockets.socket | None:
     """Listen at a path; None when somebody else does. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
     try:
         try:
             sock.connect(path)
@@ -35,7 +37,7 @@ def _bind(path: str) -> socket.socket | None:
             sock.close()
             return None
         sock.close()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
         sock.bind(path)
         sock.listen(1)
     except OSError:
@@ -44,7 +46,7 @@ def _bind(path: str) -> socket.socket | None:
     return sock
 
 
-def listen(path: str | None) -> tuple[socket.socket, str]:
+def listen(path: str | None) -> tuple[sockets.socket, str]:
     """Listen at `path`, or at the first of the default paths that nobody uses; returns the socket and its path.
 
     Raises:
@@ -69,7 +71,7 @@ def listen(path: str | None) -> tuple[socket.socket, str]:
     raise HostError(f"listen at any of {PATH.format(1)} to {PATH.format(PATHS)}", errno.EADDRINUSE)
 
 
-def inherited(fd: int) -> socket.socket:
+def inherited(fd: int) -> sockets.socket:
     """Return the connected socket that was inherited as `fd`.
 
     Raises:
@@ -78,12 +80,12 @@ def inherited(fd: int) -> socket.socket:
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise HostError(f"use descriptor {fd} of --fd", errno.ENOTSOCK)
-        sock = socket.socket(fileno=fd)
+        sock = sockets.socket(fileno=fd)
     except OSError as error:
         raise HostError(f"use descriptor {fd} of --fd", error.errno or 0) from None
-    if sock.family != socket.AF_UNIX and sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock.family != sockets.AF_UNIX and sock.family not in (sockets.AF_INET, sockets.AF_INET6):
         raise HostError(f"use descriptor {fd} of --fd", errno.EAFNOSUPPORT)
-    if sock.type != socket.SOCK_STREAM:
+    if sock.type != sockets.SOCK_STREAM:
         raise HostError(f"use descriptor {fd} of --fd", errno.EPROTOTYPE)
     try:
         sock.getpeername()
@@ -93,13 +95,13 @@ def inherited(fd: int) -> socket.socket:
     return sock
 
 
-def prepare(sock: socket.socket) -> None:
+def prepare(sock: sockets.socket) -> None:
     """Give a client's socket room."""
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, BUFFER)
 
 
-def has_gone(sock: socket.socket) -> bool:
+def has_gone(sock: sockets.socket) -> bool:
     """Whether the client at the other end has closed its side."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)

@@ -4,17 +4,21 @@ Why there is one, and what it does, is in `datapath/socket_pool`: here are its p
 The packet path asks it for unbound sockets on a socket of its own.
 """
 
+from __future__ import annotations
+
 import errno
 import os
-import signal
-import socket
 import struct
-from collections.abc import Callable
 
 from bucatini.datapath import socket_pool
 from bucatini.errors import HostError
 from bucatini.host import isolation, kernel
 from bucatini.host.process import become, close_inherited, is_real_root
+from bucatini.lean import signals, sockets
+from bucatini.lean.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ANSWER_SECONDS = 5  # at start-up, for one request
 PENDING = 64  # requests under way at most, afterwards
@@ -33,7 +37,7 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
         identity: whom to be, uid and gid, where we are still root of the first user namespace.
         isolated: it keeps no right but that to bind low ports.
     """
-    ours, theirs = zip(*(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)), strict=True)
+    ours, theirs = zip(*(sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) for _ in range(2)), strict=True)
     between = os.fork()
     if between == 0:
         try:
@@ -49,8 +53,8 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
                 if identity is not None and is_real_root():
                     kernel.keep_capabilities_once()
                     become(*identity)
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-                    signal.signal(number, signal.SIG_DFL)
+                for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
+                    signals.signal(number, signals.SIG_DFL)
                 if isolated:
                     isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
                 socket_pool.make_sockets(pool, requests)
@@ -66,7 +70,7 @@ class Maker:
     """Requests to the maker. Replies come in order; `on_readable` hands them to who asked."""
 
     def __init__(self, fd: int) -> None:
-        self.sock = socket.socket(fileno=fd)
+        self.sock = sockets.socket(fileno=fd)
         self.sock.setblocking(False)
         self.request = struct.Struct(socket_pool.REQUEST)
         self.reply = struct.Struct(socket_pool.REPLY)
@@ -125,7 +129,7 @@ class Maker:
             self.number, what, protocol, version, 1, port, 0, scope_id, address or bytes(16), interface.encode()
         )
         try:
-            self.sock.send(message, socket.MSG_NOSIGNAL)
+            self.sock.send(message, sockets.MSG_NOSIGNAL)
         except OSError as error:
             self.gone = error.errno != errno.EAGAIN
             done(-1, error.errno or 0)
@@ -142,9 +146,9 @@ class Maker:
 
     def _take(self) -> None:
         """Take one reply; BlockingIOError, at start-up TimeoutError when there is none."""
-        # socket.recv_fds does not pass its flags on, and this closes descriptors at an exec
+        # sockets.recv_fds does not pass its flags on, and this closes descriptors at an exec
         try:
-            data, control, _, _ = self.sock.recvmsg(self.reply.size, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+            data, control, _, _ = self.sock.recvmsg(self.reply.size, sockets.CMSG_LEN(4), sockets.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError, TimeoutError):
             raise
         except OSError:

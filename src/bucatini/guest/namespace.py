@@ -7,23 +7,27 @@ ends. After making namespaces it waits for the word to go and becomes the comman
 namespace, by way of an init that collects orphans and passes the command's end on. All of them die with us.
 """
 
+from __future__ import annotations
+
 import errno
 import os
-import signal
-import socket
 import struct
-from collections.abc import Callable, Sequence
 
 from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.configure import configure, write_sysctl
 from bucatini.guest.tap import open_tap
 from bucatini.host import kernel
 from bucatini.host.process import close_inherited, is_real_root
-from bucatini.plan.plan import Plan
-from bucatini.plan.settings import Settings
-from bucatini.record import NamedTuple
+from bucatini.lean import signals, sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 
-KEYBOARD = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # for the command, not for those who wait for it
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bucatini.plan.plan import Plan
+    from bucatini.plan.settings import Settings
+
+KEYBOARD = (signals.SIGINT, signals.SIGQUIT, signals.SIGHUP)  # for the command, not for those who wait for it
 MESSAGE = 4096  # bytes at most that the child reports
 ADVICE = "user namespaces may be switched off: see 'bucatini doctor'"
 MAPS = b"m"  # the child asks for uid_map and gid_map
@@ -71,17 +75,17 @@ class Command(NamedTuple):
 class Pending:
     """A child at work; `result` waits for it. Meanwhile the parent has something else to do."""
 
-    def __init__(self, sock: socket.socket, child: int, stays: bool) -> None:
+    def __init__(self, sock: sockets.socket, child: int, stays: bool) -> None:
         self.sock = sock
         self.child = child
         self.stays = stays  # the child becomes the command
 
     def result(self) -> Guest:
         """Return what the child made, or raise what went wrong in it."""
-        message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 3)
+        message, fds, _, _ = sockets.recv_fds(self.sock, MESSAGE + 1, 3)
         if message == MAPS:
             self.sock.send(DONE if _write_maps(self.child) else b"-")
-            message, fds, _, _ = socket.recv_fds(self.sock, MESSAGE + 1, 3)
+            message, fds, _, _ = sockets.recv_fds(self.sock, MESSAGE + 1, 3)
         if not message.startswith(b"+"):
             self.sock.close()
             _, status = os.waitpid(self.child, 0)
@@ -152,7 +156,7 @@ def _join_namespaces(user: str | None, net: str) -> None:
     os.close(net_fd)
 
 
-def _make_namespaces(settings: Settings, identity: Identity | None, sock: socket.socket) -> None:
+def _make_namespaces(settings: Settings, identity: Identity | None, sock: sockets.socket) -> None:
     """Move to namespaces of our own, as root of them."""
     if identity is not None:
         _become(identity)
@@ -195,7 +199,7 @@ def _map_root(uid: int, gid: int) -> None:
             raise HostError(f"write {name} of the user namespace", error.errno or 0, advice) from None
 
 
-def _ask_for_maps(sock: socket.socket) -> bool:
+def _ask_for_maps(sock: sockets.socket) -> bool:
     """Have the parent, which is outside and may, give our user namespace all users of its own."""
     sock.send(MAPS)
     return sock.recv(1) == DONE
@@ -222,13 +226,13 @@ def _write_maps(child: int) -> bool:
 def _fork(
     plan: Plan,
     settings: Settings,
-    enter: Callable[[socket.socket], None],
+    enter: Callable[[sockets.socket], None],
     run: Command | None,
     identity: Identity | None,
 ) -> Pending:
     """Fork the child."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it, and waiting would fail
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    signals.signal(signals.SIGCHLD, signals.SIG_DFL)  # whoever started us may have ignored it, and waiting would fail
+    ours, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -250,9 +254,9 @@ def _fork(
 def _child(
     plan: Plan,
     settings: Settings,
-    enter: Callable[[socket.socket], None],
+    enter: Callable[[sockets.socket], None],
     run: Command | None,
-    sock: socket.socket,
+    sock: sockets.socket,
     parent: int,
     identity: Identity | None,
 ) -> int:
@@ -277,7 +281,7 @@ def _child(
     fds = ([tap.fd] if tap else []) + list(maker or ())
     tso, uso = (tap.tso, tap.uso) if tap else (False, False)
     report = b"+" + _RESULT.pack(bool(tap), bool(maker), tso, uso, mac) + "\n".join(notes).encode(errors="replace")
-    socket.send_fds(sock, [report[:MESSAGE]], fds)
+    sockets.send_fds(sock, [report[:MESSAGE]], fds)
     for fd in fds:
         os.close(fd)
     if run is None:
@@ -285,7 +289,7 @@ def _child(
     if not sock.recv(1):
         return 1
     sock.close()
-    ignored = [number for number in KEYBOARD if signal.getsignal(number) == signal.SIG_IGN]
+    ignored = [number for number in KEYBOARD if signals.getsignal(number) == signals.SIG_IGN]
     if not run.init:
         _execute(run, ignored)
     return _as_init(run, ignored)
@@ -293,7 +297,7 @@ def _child(
 
 def _die_with(parent: int) -> None:
     """Be killed when the parent ends, even if it has ended already."""
-    kernel.die_with_parent(signal.SIGKILL)
+    kernel.die_with_parent(signals.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -315,8 +319,8 @@ def _as_init(command: Command, ignored: Sequence[int]) -> int:
         try:
             os.close(held)
             for number in KEYBOARD:
-                signal.signal(number, signal.SIG_IGN)
-            kernel.die_with_parent(signal.SIGKILL)
+                signals.signal(number, signals.SIG_IGN)
+            kernel.die_with_parent(signals.SIGKILL)
             if _ended(lifeline):  # before the line above could see it
                 os._exit(1)
             try:
@@ -330,7 +334,7 @@ def _as_init(command: Command, ignored: Sequence[int]) -> int:
         finally:
             os._exit(status)
     for number in KEYBOARD:
-        signal.signal(number, signal.SIG_IGN)
+        signals.signal(number, signals.SIG_IGN)
     return _wait(init)
 
 
@@ -367,8 +371,8 @@ def _execute(command: Command, ignored: Sequence[int]) -> None:
     """Become the command. Does not return."""
     status = 126
     try:
-        for number in (*KEYBOARD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        for number in (*KEYBOARD, signals.SIGTERM, signals.SIGPIPE, signals.SIGXFSZ):
+            signals.signal(number, signals.SIG_IGN if number in ignored else signals.SIG_DFL)
         close_inherited()
         try:
             os.execvp(command.path, command.arguments)

@@ -4,14 +4,16 @@ The descriptor stays bound to the namespace it was opened in. Offloads are asked
 what the kernel grants decides how large the frames are that may be exchanged.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
-import socket
 import struct
 
 from bucatini.errors import HostError
-from bucatini.record import NamedTuple
+from bucatini.lean import sockets
+from bucatini.lean.record import NamedTuple
 
 DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -65,7 +67,7 @@ def open_tap(name: str) -> Tap:
 
 def _exists(name: str) -> bool:
     try:
-        socket.if_nametoindex(name)
+        sockets.if_nametoindex(name)
     except OSError:
         return False
     return True

@@ -7,6 +7,8 @@ The watch is made with the rights of who started us and read with less: a folder
 nothing by that, and then the events count alone.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import struct

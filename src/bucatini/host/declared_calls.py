@@ -1,5 +1,7 @@
 """The system calls that each profile of the filter lets through. Made by tools/syscalls, not by hand."""
 
+from __future__ import annotations
+
 # fmt: off
 DECLARED: dict[str, tuple[str, ...]] = {
     "auto": (

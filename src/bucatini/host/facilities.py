@@ -4,6 +4,8 @@ Each function tries one facility on throw-away objects (a socket pair on the loo
 its own) and leaves nothing behind. Nothing here decides what a missing facility means: `bucatini.cli.doctor` does.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os

@@ -24,6 +24,8 @@ Failure. What cannot be given up ends the start: there is no way to serve withou
 `--help` does not show, to measure what it costs and for the sanitizers, which report by opening files.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import resource

@@ -4,6 +4,8 @@ The one place where ctypes is used. Every function raises `HostError` naming wha
 in the kernel's headers.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 

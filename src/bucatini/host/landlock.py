@@ -4,6 +4,8 @@ It forbids every access to files that is not through a descriptor held already; 
 who does not do that any more; from ABI 6 on to reach abstract UNIX sockets and to signal processes outside.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 

@@ -4,15 +4,19 @@ They are asked for by sock_diag(7), which answers for the namespace in which its
 does not have it or a sandbox forbids it, read from the tables of /proc/net (proc(5)), open since the start.
 """
 
+from __future__ import annotations
+
 import os
-import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
 
 from bucatini.errors import HostError
 from bucatini.host.netlink import Netlink, attributes
-from bucatini.record import NamedTuple
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
@@ -24,12 +28,12 @@ _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2
 _INODE = 68  # bytes into struct inet_diag_msg
 _SIZE = 72
 
-PROTOCOLS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+PROTOCOLS = (sockets.IPPROTO_TCP, sockets.IPPROTO_UDP)
 TABLES = {
-    (socket.IPPROTO_TCP, 4): "tcp",
-    (socket.IPPROTO_TCP, 6): "tcp6",
-    (socket.IPPROTO_UDP, 4): "udp",
-    (socket.IPPROTO_UDP, 6): "udp6",
+    (sockets.IPPROTO_TCP, 4): "tcp",
+    (sockets.IPPROTO_TCP, 6): "tcp6",
+    (sockets.IPPROTO_UDP, 4): "udp",
+    (sockets.IPPROTO_UDP, 6): "udp6",
 }
 
 
@@ -62,7 +66,7 @@ class SocketDiag:
         """Open a socket here, or take one over that was opened in another namespace; HostError."""
         if fd is None:
             try:
-                sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+                sock = sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW | sockets.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
             except OSError as error:
                 raise HostError("open a netlink socket", error.errno or 0) from None
             fd = sock.detach()
@@ -76,8 +80,8 @@ class SocketDiag:
         """Return what is bound; HostError when the kernel does not say."""
         found: list[Listener] = []
         for protocol in PROTOCOLS:
-            states = 1 << (TCP_LISTEN if protocol == socket.IPPROTO_TCP else TCP_CLOSE)
-            for family in (socket.AF_INET, socket.AF_INET6):
+            states = 1 << (TCP_LISTEN if protocol == sockets.IPPROTO_TCP else TCP_CLOSE)
+            for family in (sockets.AF_INET, sockets.AF_INET6):
                 body = _REQUEST.pack(family, protocol, 0, states)
                 for message in self.netlink.dump(SOCK_DIAG_BY_FAMILY, body, "list bound sockets"):
                     listener = parse_message(protocol, message)
@@ -93,9 +97,9 @@ def parse_message(protocol: int, message: bytes) -> Listener | None:
     family = message[0]
     port = int.from_bytes(message[4:6], "big")
     inode = int.from_bytes(message[_INODE:_SIZE], sys.byteorder)
-    if port == 0 or family not in (socket.AF_INET, socket.AF_INET6):
+    if port == 0 or family not in (sockets.AF_INET, sockets.AF_INET6):
         return None
-    if family == socket.AF_INET:
+    if family == sockets.AF_INET:
         return Listener(protocol, 4, port, message[8:12], inode)
     address = message[8:24]
     version = 6
@@ -148,7 +152,7 @@ def _read(fd: int) -> str:
 
 def parse_table(protocol: int, version: int, text: str) -> Iterator[Listener]:
     """Yield what is bound according to a table of /proc/net; lines that do not fit are left out."""
-    state = TCP_LISTEN if protocol == socket.IPPROTO_TCP else TCP_CLOSE
+    state = TCP_LISTEN if protocol == sockets.IPPROTO_TCP else TCP_CLOSE
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) < 10 or fields[3] != f"{state:02X}":

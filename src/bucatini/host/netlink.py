@@ -7,15 +7,19 @@ A socket belongs to the network namespace in which it was opened. Every attribut
 in; the kernel's errors become `HostError`; a dump that was interrupted by a change is repeated.
 """
 
+from __future__ import annotations
+
 import errno
-import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
 
 from bucatini.errors import HostError
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.plan import Address, Route
-from bucatini.record import NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 NETLINK_ROUTE = 0  # linux/netlink.h
 NETLINK_GET_STRICT_CHK = 12
@@ -133,19 +137,19 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def pack(address: str) -> bytes:
     """Return the 4 or 16 bytes of an address; a scope id is cut off."""
-    return socket.inet_pton(family_of(address), address.partition("%")[0])
+    return sockets.inet_pton(family_of(address), address.partition("%")[0])
 
 
 def family_of(address: str) -> int:
     """Return AF_INET or AF_INET6."""
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+    return sockets.AF_INET6 if ":" in address else sockets.AF_INET
 
 
 def _unpack(family: int, value: bytes) -> str | None:
     """Return an address as text, None when its length is not the family's."""
-    if (family, len(value)) not in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
+    if (family, len(value)) not in ((sockets.AF_INET, 4), (sockets.AF_INET6, 16)):
         return None
-    return socket.inet_ntop(family, value)
+    return sockets.inet_ntop(family, value)
 
 
 def messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
@@ -166,10 +170,10 @@ class Netlink:
     def __init__(self, fd: int | None = None) -> None:
         """Open a socket, or take one over that was opened in another namespace."""
         if fd is not None:
-            self.sock = socket.socket(fileno=fd)
+            self.sock = sockets.socket(fileno=fd)
         else:
             try:
-                self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+                self.sock = sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW | sockets.SOCK_CLOEXEC, NETLINK_ROUTE)
                 self.sock.bind((0, 0))
             except OSError as error:
                 raise HostError("open a netlink socket", error.errno or 0) from None
@@ -301,13 +305,13 @@ class Netlink:
         flags = IFA_F_NODAD | IFA_F_PERMANENT | (address.flags & IFA_F_NOPREFIXROUTE)
         body = struct.pack("=BBBBi", family, address.prefix, flags & 0xFF, address.scope, index)
         body += attribute(IFA_LOCAL, raw) + attribute(IFA_ADDRESS, raw) + attribute(IFA_FLAGS, struct.pack("=I", flags))
-        if address.broadcast and family == socket.AF_INET:
+        if address.broadcast and family == sockets.AF_INET:
             body += attribute(IFA_BROADCAST, pack(address.broadcast))
         self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, f"add address {address.address}/{address.prefix}")
 
     def add_route(self, index: int, family: int, route: Route) -> None:
         """Add a route over the interface."""
-        scope = RT_SCOPE_LINK if family == socket.AF_INET and route.gateway is None else RT_SCOPE_UNIVERSE
+        scope = RT_SCOPE_LINK if family == sockets.AF_INET and route.gateway is None else RT_SCOPE_UNIVERSE
         body = struct.pack(
             "=BBBBBBBBI", family, route.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, route.flags
         )
@@ -418,7 +422,7 @@ def resolve_next_hops(bodies: Iterable[bytes]) -> dict[int, tuple[Hop, ...]]:
 
 
 def _bits(family: int) -> int:
-    return 32 if family == socket.AF_INET else 128
+    return 32 if family == sockets.AF_INET else 128
 
 
 def _hops(family: int, found: dict[int, bytes], flags: int) -> tuple[Hop, ...]:
@@ -444,7 +448,7 @@ def _gateway(family: int, found: dict[int, bytes]) -> str | None:
         return _unpack(family, found[RTA_GATEWAY])
     if len(found.get(RTA_VIA, b"")) > 2:
         of = struct.unpack_from("=H", found[RTA_VIA])[0]
-        return _unpack(of, found[RTA_VIA][2:]) if of in (socket.AF_INET, socket.AF_INET6) else None
+        return _unpack(of, found[RTA_VIA][2:]) if of in (sockets.AF_INET, sockets.AF_INET6) else None
     return None
 
 

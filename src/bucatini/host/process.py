@@ -1,5 +1,7 @@
 """What makes a process a daemon: descriptors, background, pid file, identity, limits."""
 
+from __future__ import annotations
+
 import os
 import resource
 

@@ -1,9 +1,11 @@
 """What /etc/resolv.conf says: name servers and search list (resolv.conf(5)), and when it may say something else."""
 
+from __future__ import annotations
+
 import os
-import socket
 
 from bucatini.host import kernel
+from bucatini.lean import sockets
 
 PATH = "/etc/resolv.conf"
 LIMIT = 1 << 20  # bytes read at most
@@ -14,9 +16,9 @@ Resolvers = tuple[tuple[str, ...], tuple[str, ...]]  # name servers, search list
 def is_address(text: str) -> bool:
     """Whether `text` is an IPv4 or IPv6 address, the latter perhaps with a scope id."""
     bare = text.partition("%")[0]
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in (sockets.AF_INET, sockets.AF_INET6):
         try:
-            socket.inet_pton(family, bare)
+            sockets.inet_pton(family, bare)
         except (OSError, ValueError):  # the latter for a zero byte
             continue
         return True

@@ -9,15 +9,19 @@ The program is classic BPF over struct seccomp_data (linux/seccomp.h). A call th
 nothing: the kernel finds that out once, for each number.
 """
 
-import socket
+from __future__ import annotations
+
 import struct
 import sys
-from collections.abc import Iterable
 
 from bucatini.datapath.syscall_numbers import ARCHITECTURE, numbers
 from bucatini.host import kernel
 from bucatini.host.declared_calls import DECLARED
-from bucatini.record import NamedTuple
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PROT_EXEC = 4  # asm-generic/mman-common.h
 FIONBIO = 0x5421  # asm-generic/ioctls.h
@@ -51,18 +55,18 @@ class Limit(NamedTuple):
     values: tuple[int, ...]
 
 
-_TYPE = _ALL ^ (socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-_INTERNET = Limit(0, _ALL, (socket.AF_INET, socket.AF_INET6))
+_TYPE = _ALL ^ (sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+_INTERNET = Limit(0, _ALL, (sockets.AF_INET, sockets.AF_INET6))
 _NOT_EXECUTABLE = Limit(2, PROT_EXEC, (0,))
 LIMITED = {
-    "socket": (_INTERNET, Limit(1, _TYPE, (socket.SOCK_STREAM, socket.SOCK_DGRAM))),
+    "socket": (_INTERNET, Limit(1, _TYPE, (sockets.SOCK_STREAM, sockets.SOCK_DGRAM))),
     "mmap": (_NOT_EXECUTABLE,),
     "mprotect": (_NOT_EXECUTABLE,),
     "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX, SIOCINQ, SIOCGIFINDEX)),),
     "fcntl": (Limit(1, _ALL, (F_GETFL, F_SETFL, F_SETPIPE_SZ, F_DUPFD_CLOEXEC)),),
 }
 # The maker of sockets opens those by which the namespace's sockets are listed, too
-_MAKER = {"socket": (Limit(0, _ALL, (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)),)}
+_MAKER = {"socket": (Limit(0, _ALL, (sockets.AF_INET, sockets.AF_INET6, sockets.AF_NETLINK)),)}
 
 
 def allowed(profiles: Iterable[str]) -> list[str]:

@@ -4,13 +4,18 @@ The template is the interface asked for, else that of the default route with the
 any route; with none, the version is in local mode (`HostFamily.ifindex` 0). Nothing here changes the host.
 """
 
+from __future__ import annotations
+
 import errno
-import socket
 
 from bucatini.errors import UsageError
 from bucatini.host import netlink, resolv
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Address, HostFamily, HostView, Route
-from bucatini.plan.settings import Settings
+
+if TYPE_CHECKING:
+    from bucatini.plan.settings import Settings
 
 SCOPE_HOST = 254  # linux/rtnetlink.h
 
@@ -27,9 +32,9 @@ def look_at_host(settings: Settings) -> HostView:
         links = {info.ifindex: info for info in link.links()}
         v4 = v6 = None
         if not settings.ipv6_only:
-            v4 = _family(link, socket.AF_INET, links, settings.interface or settings.outbound_if4)
+            v4 = _family(link, sockets.AF_INET, links, settings.interface or settings.outbound_if4)
         if not settings.ipv4_only and has_ipv6():
-            v6 = _family(link, socket.AF_INET6, links, settings.interface or settings.outbound_if6)
+            v6 = _family(link, sockets.AF_INET6, links, settings.interface or settings.outbound_if6)
     finally:
         link.close()
     for option, name in (
@@ -50,7 +55,7 @@ def look_at_host(settings: Settings) -> HostView:
 def has_ipv6() -> bool:
     """Whether this kernel has IPv6 at all (it does not with ipv6.disable=1)."""
     try:
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
+        sockets.socket(sockets.AF_INET6, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC).close()
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
             return False
@@ -59,14 +64,14 @@ def has_ipv6() -> bool:
 
 
 def _usable(family: int, address: Address) -> bool:
-    if family == socket.AF_INET:
+    if family == sockets.AF_INET:
         return address.scope < SCOPE_HOST
     return address.scope == netlink.RT_SCOPE_UNIVERSE and not address.flags & netlink.IFA_F_TENTATIVE
 
 
 def _counts(family: int, route: Route) -> bool:
     """Whether a route says that the interface leads somewhere."""
-    return family == socket.AF_INET or route.destination is None or not route.destination.startswith(("fe80", "ff"))
+    return family == sockets.AF_INET or route.destination is None or not route.destination.startswith(("fe80", "ff"))
 
 
 def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInfo], wanted: str | None) -> HostFamily:

@@ -4,11 +4,14 @@ Pure data and rules: nothing here reads the host. `bucatini.host.view` makes a `
 everything later (namespace, services, data path) takes its values from the `Plan` alone.
 """
 
-import socket
+from __future__ import annotations
 
 from bucatini.errors import UsageError
-from bucatini.plan.settings import Settings
-from bucatini.record import NamedTuple
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bucatini.plan.settings import Settings
 
 LOCAL_ADDRESS4 = "169.254.2.1"  # the guest's, when the host has no usable IPv4 interface
 LOCAL_GATEWAY4 = "169.254.2.2"
@@ -158,7 +161,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _bits(address: str) -> int:
-    raw = socket.inet_pton(socket.AF_INET6 if _is_v6(address) else socket.AF_INET, address.partition("%")[0])
+    raw = sockets.inet_pton(sockets.AF_INET6 if _is_v6(address) else sockets.AF_INET, address.partition("%")[0])
     return int.from_bytes(raw, "big")
 
 
@@ -289,7 +292,7 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
 def link_local_of(mac: bytes) -> str:
     """Return the link-local address of a MAC address (RFC 4291 appendix A)."""
     identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    return socket.inet_ntop(socket.AF_INET6, b"\xfe\x80" + bytes(6) + identifier)
+    return sockets.inet_ntop(sockets.AF_INET6, b"\xfe\x80" + bytes(6) + identifier)
 
 
 def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: bytes, warnings: list[str]) -> PlanFamily:

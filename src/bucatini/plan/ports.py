@@ -15,11 +15,14 @@ order. IPv6 addresses may stand in brackets, and behind a colon must where FIRST
 What is wrong with a specification is a UsageError in one line, names and values of the user's made printable.
 """
 
-import socket
-from collections.abc import Iterable
+from __future__ import annotations
 
 from bucatini.errors import UsageError
-from bucatini.record import NamedTuple
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PORT_MAX = 65535
 OUTWARD = ("-T", "-U")  # from the namespace to the host
@@ -80,9 +83,9 @@ def is_interface_name(text: str) -> bool:
 def canonical(address: str) -> str | None:
     """Return an address in canonical text, scope id kept; None when it is not one."""
     bare, percent, zone = address.partition("%")
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in (sockets.AF_INET, sockets.AF_INET6):
         try:
-            text = socket.inet_ntop(family, socket.inet_pton(family, bare))
+            text = sockets.inet_ntop(family, sockets.inet_pton(family, bare))
         except (OSError, ValueError):
             continue
         return text + percent + zone
@@ -192,9 +195,9 @@ def _listen_on(value: str) -> tuple[str | None, str | None, str]:
 
 
 def _is_multicast(address: str) -> bool:
-    family = socket.AF_INET6 if _is_v6(address) else socket.AF_INET
-    first = socket.inet_pton(family, address)[0]
-    return first == 0xFF if family == socket.AF_INET6 else 224 <= first < 240
+    family = sockets.AF_INET6 if _is_v6(address) else sockets.AF_INET
+    first = sockets.inet_pton(family, address)[0]
+    return first == 0xFF if family == sockets.AF_INET6 else 224 <= first < 240
 
 
 def _is_loopback(address: str) -> bool:

@@ -5,8 +5,12 @@ host. Addresses are text in canonical form (`ipaddress` is too slow an import fo
 the option was not given.
 """
 
-from bucatini.plan.ports import ForwardSpec
-from bucatini.record import NamedTuple
+from __future__ import annotations
+
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bucatini.plan.ports import ForwardSpec
 
 
 class Settings(NamedTuple):

@@ -12,18 +12,23 @@ then from the host's loopback only. From the namespace: what the host's loopback
 A port that somebody else has on the other side is tried again a second later.
 """
 
-import os
-import socket
-from collections.abc import Iterable
+from __future__ import annotations
 
-from bucatini.datapath.loop import DataPath
+import os
+
 from bucatini.errors import HostError
-from bucatini.guest.maker import Maker
 from bucatini.host.listeners import TABLES, ProcTables, SocketDiag, is_any, is_loopback, ports
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.ports import ForwardRule, ForwardSpec
-from bucatini.plan.settings import Settings
-from bucatini.record import NamedTuple
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bucatini.datapath.loop import DataPath
+    from bucatini.guest.maker import Maker
+    from bucatini.plan.settings import Settings
 
 # syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
 
@@ -53,10 +58,10 @@ class Active(NamedTuple):
 def followers(settings: Settings) -> list[Follower]:
     """Return what was asked to be automatic."""
     asked = (
-        (socket.IPPROTO_TCP, False, settings.tcp_ports, settings.no_tcp),
-        (socket.IPPROTO_UDP, False, settings.udp_ports, settings.no_udp),
-        (socket.IPPROTO_TCP, True, settings.tcp_ns, settings.no_tcp),
-        (socket.IPPROTO_UDP, True, settings.udp_ns, settings.no_udp),
+        (sockets.IPPROTO_TCP, False, settings.tcp_ports, settings.no_tcp),
+        (sockets.IPPROTO_UDP, False, settings.udp_ports, settings.no_udp),
+        (sockets.IPPROTO_TCP, True, settings.tcp_ns, settings.no_tcp),
+        (sockets.IPPROTO_UDP, True, settings.udp_ns, settings.no_udp),
     )
     return [
         Follower(protocol, guest, spec)
@@ -163,7 +168,7 @@ class AutoForwards:
         """Return the forwards that an `auto` makes of the ports found."""
         spec = follower.spec
         mine = {port: version for (protocol, port), version in found.items() if protocol == follower.protocol}
-        if follower.protocol == socket.IPPROTO_UDP:  # as for ports that were named: HTTP/3 has the port of HTTP
+        if follower.protocol == sockets.IPPROTO_UDP:  # as for ports that were named: HTTP/3 has the port of HTTP
             for (_, port), version in found.items():
                 mine.setdefault(port, version)
         for port, version in mine.items():

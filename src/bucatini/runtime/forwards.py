@@ -8,21 +8,24 @@ sockets of their flows can share the port.
 In the namespace (-T, -U) the maker binds: to its loopback interface, unless an address or interface was given.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
-import socket
 import struct
-from collections.abc import Callable, Iterable
 from resource import RLIMIT_NOFILE, getrlimit
 
 from bucatini.errors import HostError
+from bucatini.lean import sockets
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.ports import ForwardRule, rules
-from bucatini.plan.settings import Settings
-from bucatini.record import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from bucatini.datapath.loop import DataPath
     from bucatini.guest.maker import Maker
+    from bucatini.plan.settings import Settings
 
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
 SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
@@ -58,7 +61,7 @@ def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[Forwar
     """Return the rules of -t and -u."""
     result: list[ForwardRule] = []
     if not settings.no_tcp:
-        result += rules(settings.tcp_ports, socket.IPPROTO_TCP, ephemeral)
+        result += rules(settings.tcp_ports, sockets.IPPROTO_TCP, ephemeral)
     if not settings.no_udp:
         follow = settings.udp_follows_tcp
         specs = settings.udp_ports
@@ -67,7 +70,7 @@ def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[Forwar
                 spec._replace(ranges=tuple(r._replace(to=r.first, to_address=None) for r in spec.ranges))
                 for spec in settings.tcp_ports
             )
-        result += rules(specs, socket.IPPROTO_UDP, ephemeral, follow)
+        result += rules(specs, sockets.IPPROTO_UDP, ephemeral, follow)
     return result
 
 
@@ -75,9 +78,9 @@ def namespace_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[Forw
     """Return the rules of -T and -U."""
     result: list[ForwardRule] = []
     if not settings.no_tcp:
-        result += rules(settings.tcp_ns, socket.IPPROTO_TCP, ephemeral)
+        result += rules(settings.tcp_ns, sockets.IPPROTO_TCP, ephemeral)
     if not settings.no_udp:
-        result += rules(settings.udp_ns, socket.IPPROTO_UDP, ephemeral)
+        result += rules(settings.udp_ns, sockets.IPPROTO_UDP, ephemeral)
     return result
 
 
@@ -86,8 +89,8 @@ def packed(address: str | None) -> bytes:
     if address is None:
         return b""
     if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
-    return bytes(10) + b"\xff\xff" + socket.inet_pton(socket.AF_INET, address)
+        return sockets.inet_pton(sockets.AF_INET6, address.partition("%")[0])
+    return bytes(10) + b"\xff\xff" + sockets.inet_pton(sockets.AF_INET, address)
 
 
 def bind_forwards(
@@ -120,14 +123,14 @@ def bind_forwards(
             except OSError as error:
                 failure = error
                 if not rule.weak:
-                    name = "TCP" if rule.protocol == socket.IPPROTO_TCP else "UDP"
+                    name = "TCP" if rule.protocol == sockets.IPPROTO_TCP else "UDP"
                     raise HostError(
                         f"cannot listen on {name} port {port} for '{rule.text}'", error.errno or 0, _advice(error, port)
                     ) from None
                 continue
             bound.append(entry)
             if rule.weak and limit > 0 and entry.fd >= stops[weak]:
-                name = "TCP" if rule.protocol == socket.IPPROTO_TCP else "UDP"
+                name = "TCP" if rule.protocol == sockets.IPPROTO_TCP else "UDP"
                 warn(f"'{rule.text}': stopped at {name} port {port}, the limit of open files is near")
                 stopped.add(weak)
                 break
@@ -151,7 +154,7 @@ def _version(address: str, versions: Versions) -> int:
     return 4 if versions.v4 else 6
 
 
-def bind_in_namespace(rule: ForwardRule, port: int, versions: Versions, maker: "Maker") -> Bound:
+def bind_in_namespace(rule: ForwardRule, port: int, versions: Versions, maker: Maker) -> Bound:
     """Have one port bound in the guest's namespace, and wait for it; raises OSError."""
     made: list[tuple[int, int]] = []
     ask_in_namespace(rule, port, versions, maker, lambda fd, error: made.append((fd, error)))
@@ -163,7 +166,7 @@ def bind_in_namespace(rule: ForwardRule, port: int, versions: Versions, maker: "
 
 
 def ask_in_namespace(
-    rule: ForwardRule, port: int, versions: Versions, maker: "Maker", done: Callable[[int, int], None]
+    rule: ForwardRule, port: int, versions: Versions, maker: Maker, done: Callable[[int, int], None]
 ) -> None:
     """Have one port bound in the guest's namespace; `done` gets the descriptor, or -1, and the error number."""
     address = (rule.address or "").partition("%")[0]
@@ -174,7 +177,7 @@ def ask_in_namespace(
 
 
 def ask_on_host(
-    rule: ForwardRule, port: int, versions: Versions, maker: "Maker", done: Callable[[int, int], None]
+    rule: ForwardRule, port: int, versions: Versions, maker: Maker, done: Callable[[int, int], None]
 ) -> None:
     """Have one port bound on the host, by a maker that may; `done` as for `ask_in_namespace`."""
     address, _, zone = (rule.address or "").partition("%")
@@ -213,7 +216,7 @@ def _scope(rule: ForwardRule, zone: str) -> int:
     name = rule.interface or zone
     if not name:
         return 0
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # netdevice(7): struct ifreq
+    with sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM) as sock:  # netdevice(7): struct ifreq
         answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", name.encode()[:15], 0))
     return int(struct.unpack_from("16xi", answer)[0])
 
@@ -223,39 +226,39 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
     address, _, zone = (rule.address or "").partition("%")
     scope = _scope(rule, zone)
     version = _version(address, versions)
-    kind = socket.SOCK_STREAM if rule.protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM
+    kind = sockets.SOCK_STREAM if rule.protocol == sockets.IPPROTO_TCP else sockets.SOCK_DGRAM
     try:
-        sock = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+        sock = sockets.socket(sockets.AF_INET if version == 4 else sockets.AF_INET6, kind | sockets.SOCK_NONBLOCK)
     except OSError as error:
         if version or error.errno != errno.EAFNOSUPPORT:
             raise
         version = 4
-        sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        sock = sockets.socket(sockets.AF_INET, kind | sockets.SOCK_NONBLOCK)
     try:
         if version != 4:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, version == 6)
+            sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, version == 6)
         if freebind:
-            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+            sock.setsockopt(sockets.IPPROTO_IP, IP_FREEBIND, 1)
         if rule.interface is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rule.interface.encode() + b"\0")
-        if rule.protocol == socket.IPPROTO_TCP:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BINDTODEVICE, rule.interface.encode() + b"\0")
+        if rule.protocol == sockets.IPPROTO_TCP:
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
             # Accepted ones inherit these
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_OOBINLINE, 1)
         if version == 4:
             sock.bind((address, port))
         else:
             sock.bind((address or "::", port, 0, scope if address.startswith("fe80") else 0))
-        if rule.protocol == socket.IPPROTO_TCP:
+        if rule.protocol == sockets.IPPROTO_TCP:
             sock.listen(BACKLOG)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER)
             if version == 4:
-                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+                sock.setsockopt(sockets.IPPROTO_IP, IP_PKTINFO, 1)
             else:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_RECVPKTINFO, 1)
     except OSError:
         sock.close()
         raise
@@ -271,7 +274,7 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
     )
 
 
-def serve(path: "DataPath", entry: Bound, *, bypass: bool) -> int:
+def serve(path: DataPath, entry: Bound, *, bypass: bool) -> int:
     """Give a bound socket to the data path; returns its handle."""
     return path.add_listener(
         entry.fd,

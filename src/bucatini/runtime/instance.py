@@ -3,29 +3,32 @@
 Loaded while the child makes the namespaces (`runtime/pasta.py`), with the packet path and the services.
 """
 
+from __future__ import annotations
+
+import gc
 import os
-import signal
-import socket
 import time
-from collections.abc import Callable
 
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
 from bucatini.host.process import Background, PidFile
-from bucatini.host.resolv import Resolvers
+from bucatini.lean import signals, sockets
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
-from bucatini.plan.ports import ForwardRule
-from bucatini.plan.settings import Settings
-from bucatini.record import TYPE_CHECKING
 from bucatini.runtime.forwards import Bound, Versions, packed, serve
-from bucatini.runtime.log import Log
 from bucatini.runtime.lookout import Lookout
 from bucatini.services.responder import Responder, ServiceConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bucatini.guest.maker import Maker
+    from bucatini.host.resolv import Resolvers
+    from bucatini.plan.ports import ForwardRule
+    from bucatini.plan.settings import Settings
     from bucatini.runtime.auto import AutoForwards
+    from bucatini.runtime.log import Log
 
 # syscalls serve: read close epoll_ctl dup2 dup3
 # syscalls pasta: wait4
@@ -112,7 +115,7 @@ class Instance:
         if self.responder is not None:
             self.responder.discovery.end()
 
-    def follow_maker(self, maker: "Maker", without: str) -> None:
+    def follow_maker(self, maker: Maker, without: str) -> None:
         """Take its replies, and notice its end; `without`: what there is no more then."""
 
         def readable() -> None:
@@ -125,8 +128,8 @@ class Instance:
 
     def forward_automatically(
         self,
-        maker: "Maker",
-        binder: "Maker | None",
+        maker: Maker,
+        binder: Maker | None,
         inward: list[ForwardRule],
         outward: list[ForwardRule],
         bound: list[Bound],
@@ -261,9 +264,9 @@ def tell_family(path: DataPath, version: int, family: PlanFamily) -> None:
 
 def has_peek_off() -> bool:
     """Whether SO_PEEK_OFF works on TCP sockets (Linux 6.9)."""
-    with socket.socket() as sock:
+    with sockets.socket() as sock:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+            sock.setsockopt(sockets.SOL_SOCKET, SO_PEEK_OFF, 0)
         except OSError:
             return False
     return True
@@ -307,6 +310,8 @@ def isolate(settings: Settings, log: Log, *profiles: str, child: bool = False) -
         profiles: of the filter, besides that of both programs.
         child: there is a command, which is to end with us.
     """
+    gc.freeze()  # what is there stays
+    gc.enable()
     time.localtime()  # reads the time zone, of which the log's entries tell
     if not settings.isolated:
         return
@@ -335,7 +340,7 @@ def describe_forwards(bound: list[Bound], log: Log) -> None:
     if bound:
         log.info(f"forwards: {len(bound)} sockets bound")
     for entry in bound if len(bound) < 64 else ():
-        name = "TCP" if entry.protocol == socket.IPPROTO_TCP else "UDP"
+        name = "TCP" if entry.protocol == sockets.IPPROTO_TCP else "UDP"
         log.debug(f"forward: {name} port {entry.port} to {entry.to}")
 
 
@@ -344,7 +349,7 @@ def install_signals(instance: Instance) -> None:
     reader, writer = os.pipe()
     for fd in (reader, writer):
         os.set_blocking(fd, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signals.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def end(number: int, frame: object) -> None:
         instance.path.stop()
@@ -360,14 +365,14 @@ def install_signals(instance: Instance) -> None:
         if instance.child:
             instance.on_child()
 
-    signal.signal(signal.SIGTERM, end)
+    signals.signal(signals.SIGTERM, end)
     if instance.child:
         # The keyboard's signals are for the command; its end is ours
-        signal.signal(signal.SIGCHLD, nothing)
-        signal.signal(signal.SIGINT, nothing)
-        signal.signal(signal.SIGQUIT, nothing)
+        signals.signal(signals.SIGCHLD, nothing)
+        signals.signal(signals.SIGINT, nothing)
+        signals.signal(signals.SIGQUIT, nothing)
     else:
-        signal.signal(signal.SIGQUIT, end)
-        signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signals.signal(signals.SIGQUIT, end)
+        signals.signal(signals.SIGINT, end)
+    signals.signal(signals.SIGPIPE, signals.SIG_IGN)
     instance.path.watch(reader, woken)

@@ -9,11 +9,14 @@ Failure: a file that cannot be opened is an error of the start. After that, what
 full disk or pipe must neither stop nor end the traffic. The file is never left with half an entry.
 """
 
+from __future__ import annotations
+
 import os
 import select
-import socket
 import stat
 import time
+
+from bucatini.lean import sockets
 
 # syscalls serve: write poll ppoll fstat newfstatat pread64 ftruncate sendto
 
@@ -64,7 +67,7 @@ class Log:
         self.stderr = True
         self.seen: set[str] = set()
         self.syslog_path = syslog
-        self.syslog: socket.socket | None = None
+        self.syslog: sockets.socket | None = None
         if path is not None:
             self._open(path)
 
@@ -110,7 +113,7 @@ class Log:
         """Open the way to the system log while its path can be seen; it is used from `to_background` on."""
         if self.fd >= 0 or self.syslog is not None:
             return
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
         try:
             sock.connect(self.syslog_path)
         except OSError:

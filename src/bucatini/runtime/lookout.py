@@ -11,15 +11,21 @@ Failure: without the lookout (somebody has ended it) the end of the namespace an
 said once.
 """
 
+from __future__ import annotations
+
 import os
 import select
-import signal
-from collections.abc import Callable
 
-from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import isolation, resolv
 from bucatini.host.process import close_inherited
-from bucatini.host.resolv import Resolvers
+from bucatini.lean import signals
+from bucatini.lean.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bucatini.guest.watch import NamespaceWatch
+    from bucatini.host.resolv import Resolvers
 
 # syscalls lookout: openat stat
 
@@ -77,8 +83,8 @@ def start_lookout(watch: NamespaceWatch | None, known: Resolvers, *, isolated: b
     if os.fork() == 0:
         try:
             os.setsid()  # the keyboard's signals are not for it
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_DFL)
+            for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
+                signals.signal(number, signals.SIG_DFL)
             resolvers = _watch_resolvers()
             mine = {writer, *resolvers} | (watch.held() if watch is not None else set())
             null = os.open("/dev/null", os.O_RDWR)

@@ -13,17 +13,17 @@
 A failure up to readiness prints one line.
 """
 
+from __future__ import annotations
+
 import errno
 import os
-import socket
-from collections.abc import Callable
 
 from bucatini.errors import BucatiniError
 from bucatini.guest import machine
 from bucatini.host import process
 from bucatini.host.view import look_at_host
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Plan, make_plan
-from bucatini.plan.settings import Settings
 from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
 from bucatini.runtime.instance import (
     SECOND_NS,
@@ -36,8 +36,14 @@ from bucatini.runtime.instance import (
     summary,
     withdraw,
 )
-from bucatini.runtime.log import Log
 from bucatini.runtime.lookout import start_lookout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bucatini.lean import sockets
+    from bucatini.plan.settings import Settings
+    from bucatini.runtime.log import Log
 
 # syscalls passt: accept4 eventfd2 close poll ppoll setsockopt getsockopt getsockname ioctl fcntl
 
@@ -45,11 +51,11 @@ from bucatini.runtime.lookout import start_lookout
 class Machine:
     """Who serves the guest: the clients of the socket, one at a time."""
 
-    def __init__(self, instance: Instance, listener: socket.socket | None, one_off: bool) -> None:
+    def __init__(self, instance: Instance, listener: sockets.socket | None, one_off: bool) -> None:
         self.instance = instance
         self.listener = listener
         self.one_off = one_off
-        self.client: socket.socket | None = None
+        self.client: sockets.socket | None = None
         self.spare = os.eventfd(0)  # given up for a moment, see `refuse`
         instance.path.open_stream(self.on_lost)
         if listener is not None:
@@ -85,7 +91,7 @@ class Machine:
             pass
         self.spare = os.eventfd(0)
 
-    def take(self, sock: socket.socket) -> None:
+    def take(self, sock: sockets.socket) -> None:
         """Serve a client."""
         machine.prepare(sock)
         self.client = sock

@@ -14,17 +14,17 @@
 A failure up to readiness prints one line and leaves nothing behind.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
 
 from bucatini.errors import BucatiniError
 from bucatini.guest.namespace import Guest, Identity, join, namespace_paths, spawn
 from bucatini.guest.watch import NamespaceWatch
 from bucatini.host import kernel, process
 from bucatini.host.view import look_at_host
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Plan, make_plan
-from bucatini.plan.settings import Settings
-from bucatini.record import TYPE_CHECKING
 from bucatini.runtime.forwards import (
     Bound,
     Versions,
@@ -34,12 +34,15 @@ from bucatini.runtime.forwards import (
     forward_rules,
     namespace_rules,
 )
-from bucatini.runtime.log import Log
 from bucatini.runtime.lookout import start_lookout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bucatini.datapath.loop import DataPath
     from bucatini.guest.maker import Maker
+    from bucatini.plan.settings import Settings
+    from bucatini.runtime.log import Log
 
 SECOND_NS = 1_000_000_000
 AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
@@ -131,7 +134,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     return instance.status
 
 
-def start_binder(settings: Settings, identity: Identity | None) -> "Maker | None":
+def start_binder(settings: Settings, identity: Identity | None) -> Maker | None:
     """Leave a maker outside that keeps a granted CAP_NET_BIND_SERVICE, where low ports may forward themselves later."""
     if not any(spec.auto for spec in settings.tcp_ports + settings.udp_ports) or not kernel.may_bind_low_ports():
         return None
@@ -141,7 +144,7 @@ def start_binder(settings: Settings, identity: Identity | None) -> "Maker | None
     return Maker(requests)
 
 
-def open_link(path: "DataPath", guest: Guest) -> None:
+def open_link(path: DataPath, guest: Guest) -> None:
     """Give the compiled loop the tap, and the maker of sockets in the guest's namespace."""
     from bucatini.datapath.loop import FEATURE_TSO, FEATURE_USO
 

@@ -1,7 +1,12 @@
 """ARP: we are every address but the guest's own (RFC 826, RFC 1027)."""
 
-from bucatini.services.config import ServiceConfig
+from __future__ import annotations
+
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.wire import arp, ethernet
+
+if TYPE_CHECKING:
+    from bucatini.services.config import ServiceConfig
 
 
 def answer(config: ServiceConfig, frame: ethernet.Ethernet) -> bytes | None:

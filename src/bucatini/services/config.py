@@ -4,13 +4,16 @@ Search domains that cannot stand in a message (an empty or too long label, the r
 so that a resolv.conf with one of them costs the guest that entry and not its lease.
 """
 
-from socket import AF_INET, AF_INET6, inet_pton
+from __future__ import annotations
 
 from bucatini.errors import WireError
-from bucatini.plan.plan import Plan, PlanFamily
-from bucatini.plan.settings import Settings
-from bucatini.record import NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.sockets import AF_INET, AF_INET6, inet_pton
 from bucatini.wire import domain
+
+if TYPE_CHECKING:
+    from bucatini.plan.plan import Plan, PlanFamily
+    from bucatini.plan.settings import Settings
 
 _HOST_NAME_MAX = 255  # bytes, what one DHCP option holds
 
@@ -75,7 +78,7 @@ class ServiceConfig(NamedTuple):
     ours: frozenset[bytes] = frozenset()  # ours for certain, of both versions
 
     @classmethod
-    def from_plan(cls, settings: Settings, plan: Plan) -> "ServiceConfig":
+    def from_plan(cls, settings: Settings, plan: Plan) -> ServiceConfig:
         """Take what concerns the services out of a plan."""
         v4, v6 = plan.v4, plan.v6
         known = [_addresses(family) for family in (v4, v6) if family is not None]

@@ -8,10 +8,15 @@ for BOOTP 300 bytes of message. Options are added in order of need, and one that
 list is the last.
 """
 
+from __future__ import annotations
+
 import struct
 
-from bucatini.services.config import ServiceConfig
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.wire import dhcp, domain, ethernet, ipv4, udp
+
+if TYPE_CHECKING:
+    from bucatini.services.config import ServiceConfig
 
 HEADERS = ipv4.HEADER + udp.HEADER  # bytes
 MESSAGE_MIN = 576 - HEADERS  # RFC 2131 §2: what every client must take

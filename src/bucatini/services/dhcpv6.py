@@ -8,11 +8,16 @@ Size. A reply fits the smallest IPv6 MTU: identity associations and addresses ar
 configuration is added in order of need, and what does not fit is left out.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed
-from bucatini.services.config import ServiceConfig
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.wire import dhcpv6, domain, ethernet, ipv4, ipv6, udp
+
+if TYPE_CHECKING:
+    from bucatini.services.config import ServiceConfig
 
 MESSAGE_MAX = ipv6.MTU_MIN - ipv6.HEADER - udp.HEADER  # bytes
 ASSOCIATION_MAX = 8  # answered in one message

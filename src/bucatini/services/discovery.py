@@ -4,8 +4,13 @@ Until it is heard, the address that the guest is to have is asked for, by ARP an
 first, then every `MOST_NS`. That is also how a guest is found that boots long after we have started.
 """
 
-from bucatini.services.config import ServiceConfig
+from __future__ import annotations
+
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.wire import arp, ethernet, icmp, ipv4, ipv6, ndp
+
+if TYPE_CHECKING:
+    from bucatini.services.config import ServiceConfig
 
 FIRST_NS = 100_000_000
 MOST_NS = 2_000_000_000

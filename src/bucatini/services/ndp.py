@@ -11,11 +11,16 @@ The prefix announced is always 64 bits long: no other allows autoconfiguration (
 Where the host's own is longer or shorter, that is still right: we answer for every neighbour in it.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
 from bucatini.errors import Malformed
-from bucatini.services.config import ServiceConfig
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.wire import domain, ethernet, icmp, ipv4, ipv6, ndp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bucatini.services.config import ServiceConfig
 
 SECOND_NS = 1_000_000_000
 LIFETIME = 65535  # seconds: the field's most, RFC 8319 §4

@@ -5,14 +5,18 @@ and nothing goes further. A frame is answered by at most one frame, no longer th
 DHCP message as long as an Ethernet frame; no two answers depend on each other, so there is no state to fill up.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
 from bucatini.errors import WireError
+from bucatini.lean.record import TYPE_CHECKING
 from bucatini.services import arp, dhcp, dhcpv6
 from bucatini.services.config import ServiceConfig
 from bucatini.services.discovery import Discovery
 from bucatini.services.ndp import Ndp
 from bucatini.wire import ethernet, ipv4, ipv6
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Responder", "ServiceConfig"]
 

@@ -3,11 +3,13 @@
 Any other combination of hardware and protocol is malformed here.
 """
 
+from __future__ import annotations
+
 import struct
-from socket import AF_INET, inet_ntop
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.sockets import AF_INET, inet_ntop
 from bucatini.wire.ethernet import mac_text
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Arp(NamedTuple):
     target: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         """Parse the payload of a frame; what is behind the message is padding."""
         if len(data) < LENGTH:
             raise Truncated(f"ARP message of {len(data)} bytes")

@@ -4,6 +4,8 @@ Works on one number instead of a loop over words: the one's complement sum of 16
 - 1.
 """
 
+from __future__ import annotations
+
 import struct
 
 

@@ -6,10 +6,12 @@ long ones into pieces again, and never makes use of those fields. A message with
 has no options.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire.ethernet import mac_text
 from bucatini.wire.ipv4 import text
 
@@ -121,7 +123,7 @@ class Dhcp(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         """Parse a message; the vendor area may have any length, also none.
 
         Without an END option the options end with the message: some clients leave it out.

@@ -4,10 +4,12 @@ Options are pairs of code and bytes, in order; the same code may stand more than
 another format and are malformed here.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire.ipv6 import text
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class Dhcpv6(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         if len(data) < 4:
             raise Truncated(f"DHCPv6 message of {len(data)} bytes")
         if not SOLICIT <= data[0] <= INFORMATION_REQUEST:
@@ -137,7 +139,7 @@ class IdentityAssociation(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, kind: int, data: bytes) -> "Self":
+    def parse(cls, kind: int, data: bytes) -> Self:
         head = 4 if kind == IA_TA else 12
         if len(data) < head:
             raise Truncated(f"identity association of {len(data)} bytes")
@@ -148,7 +150,7 @@ class IdentityAssociation(NamedTuple):
         times = b"" if self.kind == IA_TA else struct.pack("!II", self.t1, self.t2)
         return self.iaid + times + emit_options(self.options)
 
-    def addresses(self) -> tuple["IaAddress", ...]:
+    def addresses(self) -> tuple[IaAddress, ...]:
         """Return the addresses inside."""
         return tuple(IaAddress.parse(data) for code, data in self.options if code == IA_ADDRESS)
 
@@ -162,7 +164,7 @@ class IaAddress(NamedTuple):
     options: Options = ()
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         if len(data) < 24:
             raise Truncated(f"IA address of {len(data)} bytes")
         address, preferred, valid = struct.unpack_from("!16sII", data)

@@ -5,6 +5,8 @@ text as in a zone file, without the dot of the root at its end: a dot or backsla
 `\\\\`, a byte that is no printable ASCII `\\ddd` (RFC 1035 §5.1). The root itself is the empty text.
 """
 
+from __future__ import annotations
+
 from bucatini.errors import Malformed, Truncated
 
 LABEL_MAX = 63  # bytes, RFC 1035 §2.3.4

@@ -4,10 +4,12 @@ Departure: frames with a VLAN tag (IEEE 802.1Q) or an IEEE 802.3 length instead 
 because no guest has a use for them.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,7 +44,7 @@ class Ethernet(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         if len(data) < HEADER:
             raise Truncated(f"Ethernet header of {len(data)} bytes")
         (ethertype,) = struct.unpack_from("!H", data, 12)

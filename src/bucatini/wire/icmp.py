@@ -4,10 +4,12 @@ The two differ in their numbers and in the checksum, which for ICMPv6 takes a ps
 module of its own.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
 from bucatini.wire.ipv4 import PROTOCOL_ICMPV6
 
@@ -47,7 +49,7 @@ class Icmp(NamedTuple):
     body: bytes
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> "Self":
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
         """Parse a message and verify its checksum.
 
         Args:
@@ -77,7 +79,7 @@ class Echo(NamedTuple):
     data: bytes
 
     @classmethod
-    def parse(cls, message: Icmp, version: int) -> "Self":
+    def parse(cls, message: Icmp, version: int) -> Self:
         """Raises Malformed for a message of another type."""
         request, reply = (ECHO_REQUEST, ECHO_REPLY) if version == 4 else (V6_ECHO_REQUEST, V6_ECHO_REPLY)
         if message.type not in {request, reply} or message.code:
@@ -104,7 +106,7 @@ class Error(NamedTuple):
     quoted: bytes
 
     @classmethod
-    def parse(cls, message: Icmp, version: int) -> "Self":
+    def parse(cls, message: Icmp, version: int) -> Self:
         """Raises Malformed for a message that is no error."""
         if message.type not in _ERRORS4 if version == 4 else message.type >= 128:
             raise Malformed(f"no ICMP error: type {message.type}")

@@ -3,11 +3,13 @@
 Options are kept as bytes: nobody here needs one. Reassembly is not the format's business.
 """
 
+from __future__ import annotations
+
 import struct
-from socket import AF_INET, inet_ntop
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.sockets import AF_INET, inet_ntop
 from bucatini.wire import checksum
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class IPv4(NamedTuple):
     options: bytes = b""  # a multiple of 4 bytes, at most 40
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         """Parse a packet; what is behind its total length is the frame's padding. The header checksum is verified."""
         if len(data) < HEADER:
             raise Truncated(f"IPv4 header of {len(data)} bytes")

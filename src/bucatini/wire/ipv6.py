@@ -5,11 +5,13 @@ Their contents are kept as bytes. Departure: other extension headers (authentica
 walk as if they were an upper layer, and more than eight in a row are malformed.
 """
 
+from __future__ import annotations
+
 import struct
-from socket import AF_INET6, inet_ntop
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.sockets import AF_INET6, inet_ntop
 
 if TYPE_CHECKING:
     from typing import Self
@@ -59,7 +61,7 @@ class IPv6(NamedTuple):
     flow_label: int = 0
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         """Parse a packet; what is behind its payload length is the frame's padding. No jumbograms."""
         if len(data) < HEADER:
             raise Truncated(f"IPv6 header of {len(data)} bytes")
@@ -89,7 +91,7 @@ class Extension(NamedTuple):
     data: bytes  # behind next header and length: 6 bytes, or 8 n + 6
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         """Parse the header at the front of `data`, whose size `length` tells."""
         if len(data) < 8:
             raise Truncated(f"IPv6 extension header of {len(data)} bytes")
@@ -122,7 +124,7 @@ class Fragment(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> "Self":
+    def parse(cls, data: bytes) -> Self:
         if len(data) < 8:
             raise Truncated(f"IPv6 fragment header of {len(data)} bytes")
         next_header, offset, identification = struct.unpack_from("!BxHI", data)

@@ -5,10 +5,12 @@ The rules of §6.1 and §7.1 that the message alone decides (code 0, lengths, mu
 hop limit of 255 and what depends on the source address is the receiver's business.
 """
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import domain
 from bucatini.wire.ethernet import mac_text
 from bucatini.wire.icmp import Icmp
@@ -206,7 +208,7 @@ class RouterSolicitation(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> "Self":
+    def parse(cls, message: Icmp) -> Self:
         _check(message, ROUTER_SOLICITATION)
         return cls(parse_options(message.body))
 
@@ -229,7 +231,7 @@ class RouterAdvertisement(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> "Self":
+    def parse(cls, message: Icmp) -> Self:
         _check(message, ROUTER_ADVERTISEMENT)
         if len(message.body) < 8:
             raise Truncated("router advertisement")
@@ -263,7 +265,7 @@ class NeighborSolicitation(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> "Self":
+    def parse(cls, message: Icmp) -> Self:
         _check(message, NEIGHBOR_SOLICITATION)
         if len(message.body) < 16:
             raise Truncated("neighbour solicitation")
@@ -288,7 +290,7 @@ class NeighborAdvertisement(NamedTuple):
     options: tuple[Option, ...] = ()
 
     @classmethod
-    def parse(cls, message: Icmp) -> "Self":
+    def parse(cls, message: Icmp) -> Self:
         _check(message, NEIGHBOR_ADVERTISEMENT)
         if len(message.body) < 16:
             raise Truncated("neighbour advertisement")

@@ -1,9 +1,11 @@
 """One line about any frame, for --trace."""
 
+from __future__ import annotations
+
 import struct
-from socket import AF_INET, AF_INET6, inet_ntop
 
 from bucatini.errors import WireError
+from bucatini.lean.sockets import AF_INET, AF_INET6, inet_ntop
 from bucatini.wire import arp, ethernet, ipv4, ipv6
 
 _FLAGS = "FSRPAUEC"

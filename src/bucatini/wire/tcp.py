@@ -1,9 +1,11 @@
 """TCP segments (RFC 9293 §3.1) with their options, over IPv4 and IPv6. The services never see one; the trace does."""
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
 from bucatini.wire.ipv4 import PROTOCOL_TCP
 
@@ -46,7 +48,7 @@ class Tcp(NamedTuple):
     options: tuple[tuple[int, bytes], ...] = ()  # kind and contents; NOPs are kept, what fills up the header is not
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> "Self":
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
         """Parse a segment.
 
         Args:

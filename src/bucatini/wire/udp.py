@@ -1,9 +1,11 @@
 """UDP datagrams (RFC 768), over IPv4 and IPv6."""
 
+from __future__ import annotations
+
 import struct
 
 from bucatini.errors import Malformed, Truncated
-from bucatini.record import TYPE_CHECKING, NamedTuple
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.wire import checksum
 from bucatini.wire.ipv4 import PROTOCOL_UDP
 
@@ -21,7 +23,7 @@ class Udp(NamedTuple):
     payload: bytes
 
     @classmethod
-    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> "Self":
+    def parse(cls, data: bytes, src: bytes = b"", dst: bytes = b"") -> Self:
         """Parse a datagram; what is behind its length is padding.
 
         Args:

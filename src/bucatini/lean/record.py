@@ -3,8 +3,10 @@
 `typing` and what it imports in turn take a tenth of a start, and it compiles code for each class, of which a start
 makes about sixty. To type checkers this is `typing.NamedTuple`; at run time it has of it what is used here: fields with
 defaults, methods, `_fields`, `_field_defaults`, `_replace` and the same texts. Errors and results are those of
-`typing.NamedTuple` (tests/unit/test_record.py holds the two side by side).
+`typing.NamedTuple` (tests/unit/lean/test_record.py holds the two side by side).
 """
+
+from __future__ import annotations
 
 TYPE_CHECKING = False  # as in `typing`: what a type checker takes for true
 

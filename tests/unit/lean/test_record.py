@@ -1,4 +1,4 @@
-"""`NamedTuple` of `bucatini.record` beside the one of `typing`."""
+"""`NamedTuple` of `bucatini.lean.record` beside the one of `typing`."""
 
 import pickle
 import typing
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bucatini import record
+from bucatini.lean import record
 
 
 def make(base: Any) -> Any:
