@@ -96,10 +96,10 @@ cdef extern from *:
 
 
 cdef enum:
-    BOUND = 393216  # bytes, overflow of one flow, and so the largest window towards the guest
+    BOUND = 262144  # bytes, overflow of one flow, and so the largest window towards the guest
     BOUND_MIN = 65536
     BOUND_OVER = 65536  # bytes beyond: windows are rounded up, so small segments find one that never closes
-    SHARE = 131072  # bytes to the guest in one turn of a flow: what another flow waits for
+    SHARE = 131072  # bytes to the guest in one turn of a flow, three superframes: what another flow waits for
     FRAME_COST = 1024  # a frame counts as so many of them at least: small ones are the guest's choice (MSS, window)
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     LATE = 64  # flows whose acknowledgement is put off at a time
@@ -629,7 +629,7 @@ cdef void flush_entry(Worker *w, Entry *e) noexcept nogil:
     e.ack = False
     if e.pump:
         e.pump = False
-        if pump(w, flow):
+        if not t.queued and pump(w, flow):
             if e.flow == NULL:
                 return
             ack = False
@@ -926,7 +926,7 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
         if overflow_drain(chunks(w), flow) < 0:
             reset_by_host(w, flow)
             return
-    if t.readable and t.conn.state == TCP_ESTABLISHED:
+    if t.readable and t.conn.state == TCP_ESTABLISHED and not t.queued:
         pump(w, flow)
         if flow.fd < 0:
             return
