@@ -34,6 +34,7 @@ UID = 61234  # an unprivileged user, by number: it needs no entry
 PATH_CPU = 0  # of a delay line
 FILES = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # descriptor limit of everything started here
 
+LINE_QUEUE = 20_000  # packets
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _TUN = Path("/dev/net/tun")
 
@@ -124,6 +125,9 @@ class Topology:
         assert process.stdout is not None
         if process.stdout.readline().strip() != b"ready":
             raise RuntimeError("the delay line did not start")
+        # The line alone loses packets: a tap's queue of 1,000 would lose what comes while it waits for its turn
+        for name in (self.host, self.server):
+            sh(f"ip -n {name} link set net0 txqueuelen {LINE_QUEUE}")
 
     def spawn(self, command: list[str], *, where: str, cpu: int, user: bool = False) -> subprocess.Popen[bytes]:
         """Start a process in a namespace on one CPU; it ends with `close` at the latest."""
