@@ -46,13 +46,10 @@ def helpers(name: str, *others: int) -> dict[int, dict[str, str]]:
 
 
 def confined(name: str, pid: int, number: int) -> dict[int, dict[str, str]]:
-    """So many helpers of a process: what they give up, they give up beside its start."""
-
-    def found() -> dict[int, dict[str, str]] | None:
-        there = helpers(name, pid)
-        return there if len(there) == number else None
-
-    return wait_until(found, f"{number} helpers")  # type: ignore[return-value]
+    """So many helpers of a process: what they give up is given up when it is ready."""
+    there = helpers(name, pid)
+    assert len(there) == number
+    return there
 
 
 def assert_walled_in(pid: int, *, background: bool) -> None:

@@ -7,9 +7,9 @@ A reason names what was measured and how, so that it can be measured again; a gu
 from __future__ import annotations
 
 LOADED = (
-    "it waits for what the stream beside it has in the link's queue, a window of 256 KiB (100 µs at 20 Gbit/s), and for "
-    "its turns of three superframes; and our stream moves many times as much. Beside one of 1 Gbit/s for all (paced-out, "
-    "paced-in) there is no such difference. perf sched and perf trace of both: docs/profiles.md"
+    "it waits for what the stream beside it has in the link's queue, a window of 256 KiB (100 µs at 20 Gbit/s), and "
+    "for its turns of three superframes; and our stream moves many times as much. Beside one of 1 Gbit/s for all "
+    "(paced-out, paced-in) there is no such difference. docs/profiles.md has perf's view of both"
 )
 LOCAL = (
     "both move pages with splice(2), and the values of the two overlap; of the four cells some have us ahead and some "

@@ -166,8 +166,8 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     served = Machine(instance, listener, settings.one_off)
     instance.wrap_link(capture, summary(settings))
     install_signals(instance)
-    instance.follow_lookout(lookout, host)
     instance.load_services()
+    instance.follow_lookout(lookout, host)
     isolate(settings, log, "passt")
     if background is None:
         if pid_file is not None:

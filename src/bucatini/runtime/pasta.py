@@ -109,10 +109,10 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
             instance.follow_maker(binder, "low ports are not forwarded by themselves any more")
         instance.forward_automatically(maker, binder, inward, outward, bound, versions, ephemeral)
     running.install_signals(instance)
-    if lookout >= 0:
-        instance.follow_lookout(lookout, host)
     if not settings.splice_only:
         instance.load_services()
+    if lookout >= 0:
+        instance.follow_lookout(lookout, host)
     profiles = ("pasta",) if instance.auto is None else ("pasta", "auto")
     running.isolate(settings, log, *profiles, child=bool(guest.child))
     if background is None and pid_file is not None:
