@@ -9,7 +9,7 @@ import pytest
 
 from bucatini.wire import tcp
 from bucatini.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Tcp
-from unit.datapath.guest_link import GUEST, HOST, Link
+from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, Link, mapped
 
 SPORT = 40000
 ISS = 0xFFFFFFF0  # of the guest: wraps at once
@@ -129,6 +129,41 @@ def test_simultaneous_close() -> None:
         assert stack.acknowledged() == 1
         stack.send(ACK, 1, 1)
         assert stack.peer.recv(10) == b""
+
+
+@contextlib.contextmanager
+def crossing() -> Iterator[tuple[Stack, socket.socket]]:
+    """A client has connected to a forward of port SPORT, and its SYN is at the guest; and the client's socket."""
+    link = Link()
+    try:
+        server = socket.create_server(("127.0.0.1", 0))
+        server.setblocking(False)
+        address = server.getsockname()
+        loopback = mapped(bytes([127, 0, 0, 1]))
+        link.path.guest_mac(GUEST_MAC)  # else it would be sent to everybody
+        handle = link.path.add_listener(server.detach(), 6, 4, address[1], SPORT, address=loopback)
+        with socket.create_connection(address, 5) as client:
+            syn = link.receive_segment()
+            assert (syn.flags, syn.dport) == (SYN, SPORT)
+            yield Stack(link, client, syn.sport, syn.seq, syn), client
+        link.path.remove_listener(handle)
+    finally:
+        link.close()
+
+
+@pytest.mark.parametrize("answer", [SYN | ACK, ACK])
+def test_simultaneous_open(answer: int) -> None:
+    with crossing() as (stack, client):
+        # The guest connects by the same ports: its SYN crosses ours, and is no answer to it (RFC 9293 §3.5)
+        stack.send(SYN, -1, -1)
+        assert stack.receive()[:3] == (SYN | ACK, 0xFFFFFFFF, 0)
+        stack.send(answer, -1 if answer & SYN else 0)
+        if answer & SYN:
+            assert stack.receive()[:3] == (ACK, 0, 0)
+        client.sendall(b"to the guest")
+        assert stack.receive() == (ACK | PSH, 0, 0, b"to the guest")
+        stack.send(ACK | PSH, 0, 12, payload=b"to the host")
+        assert client.recv(100) == b"to the host"
 
 
 def test_a_fin_with_the_last_data_and_lost_once() -> None:
