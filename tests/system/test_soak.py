@@ -63,5 +63,6 @@ def test_every_byte_of_every_flow_arrives_or_its_end_is_told(pasta: Pasta, outsi
     said = [server.communicate()[0].splitlines() for server in servers]
     assert ([result["wrong"] for result in results], said) == ([[], []], [[], []]), f"seed {SEED}"
     found = counters(guest.output)
+    print(json.dumps({"seed": SEED, "clients": results, "counters": found}))  # noqa: T201 - `make soak` shows it
     for name in ("tcp_retransmit", "tcp_out_of_order", "tcp_duplicate", "drop_l4_checksum", "drop_ip_header"):
         assert found.get(name, 0) > 0, (name, found)

@@ -6,9 +6,11 @@ machine's timer and the guest's fire when nothing else moves. A byte's value is 
 where it was.
 """
 
+import os
 from collections import deque
 from typing import NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,6 +24,7 @@ MSS = 100
 SYN_OPTIONS = bytes([2, 4, 0, 112, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 0])  # 12 of the MSS are for timestamps
 SHIFT = 7  # of our window
 BOUND = 4096
+EXAMPLES = int(os.environ.get("BUCATINI_MODEL", "300"))  # connections; `make soak` makes more
 PATIENCE = 8  # timeouts without progress; after more of them it is right to give the guest up
 
 
@@ -406,4 +409,5 @@ class Connection(RuleBasedStateMachine):
 
 
 TestConnection = Connection.TestCase
-TestConnection.settings = settings(max_examples=300, stateful_step_count=60)
+TestConnection.pytestmark = [pytest.mark.timeout(120 + EXAMPLES // 10)]
+TestConnection.settings = settings(max_examples=EXAMPLES, stateful_step_count=60)
