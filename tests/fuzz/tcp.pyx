@@ -31,7 +31,8 @@ cdef enum:
     SHIFT = 7  # of our window
     OVER = 256  # bytes that may be held beyond the bound: windows are rounded up
     BOUND = 1024
-    PATIENCE = 8  # timeouts without progress; after more of them it is right to give the guest up, or
+    PATIENCE = 8  # timeouts without progress; after some more of them it is right to give the guest up
+    MORE = 3  # when nothing is lost any more
     EVENTS = 200
     OPTIONS = 40
 
@@ -85,6 +86,7 @@ cdef struct World:
     bint shut
     bint finished
     bint readable
+    uint32_t patience
     uint32_t edge
     uint8_t kept[BYTES + 1024]
 
@@ -414,7 +416,7 @@ cdef void drain(World *w) noexcept nogil:
 
 cdef void time_passes(World *w) noexcept nogil:
     """Both timers fire, if there is something to be sent again."""
-    if (w.c.deadline and not w.finished and w.c.retries < PATIENCE and w.c.probes < PATIENCE
+    if (w.c.deadline and not w.finished and w.c.retries < w.patience and w.c.probes < PATIENCE
             and (w.c.snd_una == w.c.snd_max and not w.c.flags & TF_PENDING
                  or w.c.deadline - w.c.last_heard <= SILENCE)):
         if w.now < w.c.deadline:
@@ -475,6 +477,7 @@ cdef void run_model(World *w, const uint8_t *p, uint32_t size) noexcept nogil:
     w.guest_edge = BOUND
     w.room = 600
     w.takes = w.pool = 1 << 30
+    w.patience = PATIENCE
     acknowledge(w)
     feed(w, &w.to_machine.segments[w.to_machine.head])
     take(&w.to_machine)
@@ -538,6 +541,7 @@ cdef void run_model(World *w, const uint8_t *p, uint32_t size) noexcept nogil:
     if not w.finished:
         w.host_closed = w.readable = True
     w.takes = w.pool = 1 << 30
+    w.patience = PATIENCE + MORE
     drain(w)
     if not w.finished:
         pump(w)

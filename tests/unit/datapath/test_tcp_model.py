@@ -25,7 +25,8 @@ SYN_OPTIONS = bytes([2, 4, 0, 112, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3,
 SHIFT = 7  # of our window
 BOUND = 4096
 EXAMPLES = int(os.environ.get("BUCATINI_MODEL", "300"))  # connections; `make soak` makes more
-PATIENCE = 8  # timeouts without progress; after more of them it is right to give the guest up
+PATIENCE = 8  # timeouts without progress; after some more of them it is right to give the guest up
+MORE = 3  # when nothing is lost any more
 
 
 class Segment(NamedTuple):
@@ -120,6 +121,7 @@ class Connection(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
+        self.patience = PATIENCE
         self.machine = Machine()
         self.guest = Guest()
         self.to_machine: deque[Segment] = deque()
@@ -356,7 +358,8 @@ class Connection(RuleBasedStateMachine):
     def time_passes(self) -> None:
         """Both timers fire, if there is something to be sent again."""
         deadline = self.state("deadline")
-        if deadline and not self.finished and max(self.state("retries"), self.state("probes")) < PATIENCE:
+        impatient = self.state("retries") >= self.patience or self.state("probes") >= PATIENCE
+        if deadline and not self.finished and not impatient:
             self.now = max(self.now, deadline)
             self.act(self.machine.timeout(self.now))
         again = self.guest.data(again=True) if self.guest.una < self.guest.nxt else None
@@ -383,6 +386,7 @@ class Connection(RuleBasedStateMachine):
         """From every state the connection ends, when nothing is lost any more and both sides close."""
         if not self.opened:
             return
+        self.patience = PATIENCE + MORE
         self.guest.closed = self.host_closed = self.readable = True
         self.host_takes = 1 << 30
         self.drain()
