@@ -11,6 +11,7 @@ from pyroute2 import IPRoute
 
 from bucatini.host import netlink, view
 from bucatini.host.view import look_at_host
+from bucatini.lean import sockets
 from bucatini.plan.plan import HostView
 from bucatini.plan.settings import Settings
 from system.namespaces import NamedNamespace
@@ -132,14 +133,14 @@ def test_deprecated_and_local_addresses_come_last_or_not_at_all(host: NamedNames
 
 
 def test_D9_without_ipv6_in_the_kernel_there_is_none(host: NamedNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.socket
+    real = sockets.socket
 
-    def refusing(family: int = -1, *rest: Any, **more: Any) -> socket.socket:
-        if family == socket.AF_INET6:
+    def refusing(family: int = -1, *rest: Any, **more: Any) -> sockets.socket:
+        if family == sockets.AF_INET6:
             raise OSError(97, "Address family not supported by protocol")
         return real(family, *rest, **more)
 
-    monkeypatch.setattr(view.socket, "socket", refusing)
+    monkeypatch.setattr(sockets, "socket", refusing)
     assert not view.has_ipv6()
     assert seen(host).v6 is None
 
