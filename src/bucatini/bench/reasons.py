@@ -29,8 +29,8 @@ REASONS = {
         "the peer's stream beside it reached 0.3 of the 1 Gbit/s; beside the whole of it (slirp4netns) ours is faster"
     ),
     "paced-in@mtu65520": (
-        "the values of the two overlap (44.9 to 50.4 and 36.3 to 50.4 µs), and so do the 99th percentiles (112 to 138 and "
-        "106 to 177)"
+        "the values of the two overlap (44.9 to 50.4 and 36.3 to 50.4 µs), and so do the 99th percentiles "
+        "(112 to 138 and 106 to 177)"
     ),
     "tcp-out@bypass": LOCAL,
     "tcp-in@bypass": LOCAL,
