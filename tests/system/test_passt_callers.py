@@ -243,6 +243,7 @@ def test_kubevirt(passt: Passt, ports: list[str], bound: set[int], free: set[int
 # Those that bring their own machine
 
 
+@pytest.mark.release  # it asks for a start within a second
 def test_muvm(passt: Passt, machine: Machine) -> None:
     """It kills passt unless that has a user namespace of its own within a second."""
     ours, theirs = socket.socketpair()

@@ -456,7 +456,9 @@ def test_T33_short_frames_are_padded(passt: Passt, machine: Machine) -> None:
 
 def test_iperf3_runs_both_ways(passt: Passt, guest: Machine) -> None:
     need("iperf3", "iperf3")
-    passt.topology.server.start("iperf3", "-s", tcp=5201)
     for way in ((), ("-R",), ("-u", "-b", "20M", "-l", "1400"), ("-P", "4")):
+        # One server for each: between two tests a server that stays does not listen for a moment
+        server = passt.topology.server.start("iperf3", "-s", "-1", tcp=5201)
         result = guest.run("iperf3", "-c", GATEWAY4, "-t", "1", *way)  # it answers UDP from that address
         assert "receiver" in result.stdout
+        server.communicate(timeout=10)

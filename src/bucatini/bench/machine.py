@@ -119,7 +119,7 @@ class Agent:
         self.shell(f"ip link set {INTERFACE} up")
         self.shell(f"udhcpc -i {INTERFACE} -f -q -n -t 20 -T 1 -O mtu -O search -s /etc/udhcpc.script")
         self.shell(
-            "for i in $(seq 100); do ip -6 route | grep -q ^default && "
+            "for i in $(seq 300); do ip -6 route | grep -q ^default && "
             f"ip -6 address show dev {INTERFACE} scope global | grep inet6 | grep -qv tentative && exit 0; "
             "sleep 0.1; done; exit 1"
         )
