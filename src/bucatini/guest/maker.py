@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ANSWER_SECONDS = 5  # at start-up, for one request
-CONFINED = b"+"  # the maker's first message: it has given up what it can do without
 PENDING = 64  # requests under way at most, afterwards
 
 
@@ -58,7 +57,7 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
                     signals.signal(number, signals.SIG_DFL)
                 if isolated:
                     isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
-                os.write(requests, CONFINED)
+                isolation.tell_confined(requests)
                 socket_pool.make_sockets(pool, requests)
         finally:
             os._exit(0)
@@ -77,21 +76,14 @@ class Maker:
         Raises:
             HostError: it could not be, or did not answer.
         """
+        isolation.await_confined(fd, "makes sockets")
         self.sock = sockets.socket(fileno=fd)
+        self.sock.setblocking(False)
         self.request = struct.Struct(socket_pool.REQUEST)
         self.reply = struct.Struct(socket_pool.REPLY)
         self.number = 0
         self.waiting: dict[int, Callable[[int, int], None]] = {}
         self.gone = False
-        self.sock.settimeout(ANSWER_SECONDS)
-        try:
-            error = 0 if self.sock.recv(len(CONFINED)) == CONFINED else errno.EPIPE
-        except OSError as failure:
-            error = failure.errno or errno.ETIMEDOUT
-        if error:
-            self.sock.close()
-            raise HostError("confine the process that makes sockets", error)
-        self.sock.setblocking(False)
 
     def fileno(self) -> int:
         return self.sock.fileno()

@@ -29,6 +29,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import sys
 
 from bucatini.datapath.syscall_numbers import numbers
@@ -39,6 +40,8 @@ from bucatini.host import kernel, landlock, seccomp
 # syscalls common: brk mmap munmap mremap mprotect madvise futex clock_gettime getrandom getpid
 # syscalls common: rt_sigreturn restart_syscall exit_group read write close poll ppoll fstat newfstatat
 
+CONFINED = b"+"  # what a helper says first, `tell_confined`
+CONFINED_MS = 5000  # to wait for it at most
 FOLDERS = ("/tmp", "/run", "/var/tmp", "/proc", "/dev", "/etc", "/usr")  # noqa: S108 - mounted over, not used
 ADVICE = "user namespaces may be switched off: see 'bucatini doctor'"
 NO_PIVOT = "this root cannot be exchanged, as on an initramfs: --chroot-fallback uses chroot instead"
@@ -133,3 +136,31 @@ def confine(profile: str, *capabilities: int, read: bool = False) -> None:
     """
     give_up(*capabilities)
     seal(profile, bind=True, read=read)
+
+
+def tell_confined(fd: int) -> None:
+    """In a helper: say that it has given up what it can do without, for which readiness waits."""
+    os.write(fd, CONFINED)
+
+
+def await_confined(fd: int, who: str) -> None:
+    """Wait until a helper has said that it is confined.
+
+    Args:
+        fd: the end of a pipe in packet mode, or of sockets that keep messages apart.
+        who: the helper, for the message.
+
+    Raises:
+        HostError: it could not be confined, or did not answer.
+    """
+    doing = f"confine the process that {who}"
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(CONFINED_MS):
+        raise HostError(doing, errno.ETIMEDOUT)
+    try:
+        told = os.read(fd, len(CONFINED))
+    except OSError as error:
+        raise HostError(doing, error.errno or 0) from None
+    if told != CONFINED:
+        raise HostError(doing, errno.EPIPE)

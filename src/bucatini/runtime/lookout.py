@@ -5,8 +5,8 @@ namespace that it joined is still there (`guest/watch`), and what the host's res
 it, over a pipe in packet mode (pipe(2), O_DIRECT), and is told nothing: whoever has taken over the process that serves
 has no way to make the lookout do anything but end. It ends when nobody reads the pipe any more.
 
-Messages: `CONFINED`, once, for which readiness waits; then `GONE`; or `RESOLVERS` and two lines of words, name servers
-and search list.
+Messages: that it is confined, once (`isolation`); then `GONE`; or `RESOLVERS` and two lines of words, name servers and
+search list.
 
 Failure: without the lookout (somebody has ended it) the end of the namespace and new resolvers go unnoticed, which is
 said once.
@@ -14,7 +14,6 @@ said once.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 
@@ -32,10 +31,8 @@ if TYPE_CHECKING:
 
 # syscalls lookout: openat stat
 
-CONFINED = b"+"  # it has given up what it can do without
 GONE = b"G"
 RESOLVERS = b"R"
-CONFINED_MS = 5000  # to wait for that at most
 MESSAGE = 4096  # bytes, PIPE_BUF: a packet is not cut into several
 
 
@@ -65,12 +62,7 @@ class Lookout:
         self.fd = fd
         self.on_gone = on_gone
         self.on_resolvers = on_resolvers
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if not poll.poll(CONFINED_MS):
-            raise HostError("confine the process that watches files", errno.ETIMEDOUT)
-        if os.read(fd, len(CONFINED)) != CONFINED:
-            raise HostError("confine the process that watches files", errno.EPIPE)
+        isolation.await_confined(fd, "watches files")
 
     def on_readable(self) -> bool:
         """Take what there is; whether the lookout is still there."""
@@ -110,7 +102,7 @@ def start_lookout(watch: NamespaceWatch | None, known: Resolvers, *, isolated: b
             os.chdir("/")
             if isolated:
                 isolation.confine("lookout", read=True)
-            os.write(writer, CONFINED)
+            isolation.tell_confined(writer)
             look(writer, watch, resolvers, known)
         finally:
             os._exit(0)

@@ -7,6 +7,7 @@ import pytest
 
 from bucatini.errors import HostError
 from bucatini.guest import maker
+from bucatini.host import isolation
 from bucatini.lean import sockets
 from bucatini.runtime import lookout
 
@@ -21,7 +22,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def test_a_lookout_that_is_confined_tells_of_what_changes(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     told: list[object] = []
-    os.write(writer, lookout.CONFINED)
+    isolation.tell_confined(writer)
     end = lookout.Lookout(reader, lambda: told.append("gone"), told.append)
     os.write(writer, lookout.packed((("192.0.2.1", "2001:db8::1"), ("example.org",))))
     os.write(writer, lookout.GONE)
@@ -39,7 +40,7 @@ def test_a_lookout_that_ends_instead_is_an_error(pipe: tuple[int, int]) -> None:
 
 
 def test_a_lookout_that_does_not_answer_is_an_error(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookout, "CONFINED_MS", 10)
+    monkeypatch.setattr(isolation, "CONFINED_MS", 10)
     with pytest.raises(HostError, match="timed out"):
         lookout.Lookout(pipe[0], lambda: None, lambda resolvers: None)
     os.close(pipe[1])
@@ -51,21 +52,21 @@ def test_a_maker_that_is_not_confined_is_an_error(message: bytes) -> None:
     if message:
         theirs.send(message)
     theirs.close()
-    with pytest.raises(HostError, match="confine the process that makes sockets"):
-        maker.Maker(ours.detach())
+    with ours, pytest.raises(HostError, match="confine the process that makes sockets"):
+        maker.Maker(ours.fileno())
 
 
 def test_a_maker_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maker, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(isolation, "CONFINED_MS", 10)
     ours, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
-    with theirs, pytest.raises(HostError, match="timed out"):
-        maker.Maker(ours.detach())
+    with ours, theirs, pytest.raises(HostError, match="timed out"):
+        maker.Maker(ours.fileno())
 
 
 def test_a_maker_that_is_confined_is_asked() -> None:
     ours, theirs = sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
     with theirs:
-        theirs.send(maker.CONFINED)
+        isolation.tell_confined(theirs.fileno())
         made = maker.Maker(ours.detach())
         assert made.has_room()
         made.sock.close()
