@@ -12,9 +12,6 @@ NO_FORWARDS = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")  # as Pod
 
 # Without the packet path, whose modules are all needed.
 OURS = {
-    "bucatini.lean.record",
-    "bucatini.lean.signals",
-    "bucatini.lean.sockets",
     "bucatini.cli.getopt",
     "bucatini.cli.options",
     "bucatini.cli.pasta",
@@ -33,6 +30,9 @@ OURS = {
     "bucatini.host.resolv",
     "bucatini.host.seccomp",
     "bucatini.host.view",
+    "bucatini.lean.record",
+    "bucatini.lean.signals",
+    "bucatini.lean.sockets",
     "bucatini.plan.plan",
     "bucatini.plan.ports",
     "bucatini.plan.settings",

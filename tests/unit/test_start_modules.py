@@ -18,10 +18,10 @@ OURS = {
     "bucatini.cli.usage",
     "bucatini.errors",
     "bucatini.host.process",
-    "bucatini.plan.ports",
-    "bucatini.plan.settings",
     "bucatini.lean.record",
     "bucatini.lean.sockets",
+    "bucatini.plan.ports",
+    "bucatini.plan.settings",
 }
 
 
