@@ -13,8 +13,8 @@ import struct
 from bucatini.datapath import socket_pool
 from bucatini.errors import HostError
 from bucatini.host import isolation, kernel
-from bucatini.host.process import become, close_inherited, is_real_root
-from bucatini.lean import signals, sockets
+from bucatini.host.process import become, is_real_root, stand_apart
+from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,19 +42,12 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
     if between == 0:
         try:
             if os.fork() == 0:
-                os.setsid()  # the keyboard's signals are not for it
                 kernel.be_undumpable()
-                null = os.open("/dev/null", os.O_RDWR)
-                for fd in range(3):  # whoever waits for the end of our output does not wait for the maker's
-                    os.dup2(null, fd)
-                pool, requests = (os.dup2(end.fileno(), 3 + at, inheritable=False) for at, end in enumerate(theirs))
-                close_inherited(pool, requests)
-                os.chdir("/")
+                pool, requests = (end.detach() for end in theirs)
+                stand_apart(pool, requests)
                 if identity is not None and is_real_root():
                     kernel.keep_capabilities_once()
                     become(*identity)
-                for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
-                    signals.signal(number, signals.SIG_DFL)
                 if isolated:
                     isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
                 isolation.tell_confined(requests)

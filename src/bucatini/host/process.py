@@ -6,6 +6,7 @@ import os
 import resource
 
 from bucatini.errors import HostError, UsageError
+from bucatini.lean import signals
 
 
 def occupy_standard_descriptors() -> None:
@@ -32,6 +33,18 @@ def close_inherited(*keep: int) -> None:
         os.closerange(first, fd)
         first = max(first, fd + 1)
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def stand_apart(*keep: int) -> None:
+    """In a helper that was just forked: let go of what ties it to whoever started us, descriptors but for `keep`."""
+    os.setsid()  # the keyboard's signals are not for it
+    for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
+        signals.signal(number, signals.SIG_DFL)
+    null = _open_null()
+    for fd in range(3):  # whoever waits for the end of our output does not wait for the helper's
+        os.dup2(null, fd)
+    close_inherited(*keep)
+    os.chdir("/")
 
 
 def raise_descriptor_limit() -> int:

@@ -19,8 +19,7 @@ import select
 
 from bucatini.errors import HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import close_inherited
-from bucatini.lean import signals
+from bucatini.host.process import stand_apart
 from bucatini.lean.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,16 +89,9 @@ def start_lookout(watch: NamespaceWatch | None, known: Resolvers, *, isolated: b
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
     if os.fork() == 0:
         try:
-            os.setsid()  # the keyboard's signals are not for it
-            for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
-                signals.signal(number, signals.SIG_DFL)
             resolvers = _watch_resolvers()
             mine = {writer, *resolvers} | (watch.held() if watch is not None else set())
-            null = os.open("/dev/null", os.O_RDWR)
-            for fd in range(3):  # whoever waits for the end of our output does not wait for the lookout's
-                os.dup2(null, fd)
-            close_inherited(*mine)
-            os.chdir("/")
+            stand_apart(*mine)
             if isolated:
                 isolation.confine("lookout", read=True)
             isolation.tell_confined(writer)
