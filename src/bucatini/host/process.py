@@ -6,7 +6,6 @@ import os
 import resource
 
 from bucatini.errors import HostError, UsageError
-from bucatini.lean import signals
 
 
 def occupy_standard_descriptors() -> None:
@@ -37,6 +36,8 @@ def close_inherited(*keep: int) -> None:
 
 def stand_apart(*keep: int) -> None:
     """In a helper that was just forked: let go of what ties it to whoever started us, descriptors but for `keep`."""
+    from bucatini.lean import signals
+
     os.setsid()  # the keyboard's signals are not for it
     for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
         signals.signal(number, signals.SIG_DFL)
