@@ -28,6 +28,10 @@ from bucatini.datapath.tcp_options cimport (
 )
 from bucatini.datapath.worker cimport Worker
 
+
+cdef extern from "<errno.h>" nogil:
+    int EPROTO
+
 import socket
 
 cdef uint64_t sink = 0  # so that what is read is read
@@ -489,10 +493,10 @@ cdef const char *run_stream(const uint8_t *p, uint32_t size) noexcept nogil:
         if link.more:
             return b"there is no more"
     else:
-        if at + 4 > total:
+        if at + 4 > total or got != -EPROTO:
             return b"failed without a reason"
         n = be32(stream_bytes + at)
-        if 14 <= n <= FRAME_MAX or stream_rest(&link) != n:
+        if 14 <= n <= FRAME_MAX or stream_rest(&link, EPROTO) != n:
             return b"failed at a length that can be"
     stream_attach(&link, -1)
     while recv(near_fd, stream_bytes, STREAM_MAX, MSG_DONTWAIT) > 0:

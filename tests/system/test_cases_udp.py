@@ -26,7 +26,7 @@ from system.users import only_unprivileged
 pytestmark = only_unprivileged
 both_versions = pytest.mark.parametrize("version", [4, 6])
 DATAGRAM = socket.SOCK_DGRAM
-IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
+IP_RECVERR, IP_RECVTTL, IPV6_RECVERR = 11, 12, 25  # linux/in.h, linux/in6.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 SOL_PACKET, PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
 FORBIDDEN = {4: "198.51.100.9", 6: "2001:db8:100::9"}
@@ -400,6 +400,23 @@ def test_U13_multicast_of_the_guest_leaves_the_host(pasta: Pasta, group: str, po
 
 
 @GROUPS
+def test_U13_multicast_of_the_guest_goes_as_far_as_the_guest_says(pasta: Pasta, group: str, port: int) -> None:
+    listener = member(pasta.topology.server, "server0", group, port)
+    sender = member(pasta.guest("--config-net"), "host0", group, port)
+    if ":" in group:
+        level, option, received = socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, socket.IPV6_RECVHOPLIMIT
+    else:
+        level, option, received = socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, IP_RECVTTL
+    listener.setsockopt(level, received, 1)
+    listener.settimeout(3)
+    for hops in (1, 255, 4):
+        sender.setsockopt(level, option, hops)
+        sender.sendto(b"search", (group, port))
+        _, control, _, _ = listener.recvmsg(100, 100)
+        assert control[0][2][0] == hops
+
+
+@GROUPS
 def test_U13_multicast_of_the_guest_does_not_come_back_to_it(pasta: Pasta, group: str, port: int) -> None:
     version = 6 if ":" in group else 4
     server = pasta.topology.server.serve_udp(SERVER[version], reply)
@@ -429,6 +446,22 @@ def test_U13_multicast_of_the_network_does_not_become_unicast(pasta: Pasta, grou
     client = pasta.topology.server.connect(HOST[version], port, kind=DATAGRAM, source=SERVER[version])
     client.send(b"unicast")
     assert receiver.recv(100) == b"unicast"
+
+
+@GROUPS
+def test_U13_multicast_of_one_who_was_let_through_before_does_not_become_unicast(
+    pasta: Pasta, group: str, port: int
+) -> None:
+    version = 6 if ":" in group else 4
+    _member = member(pasta.topology.host, "host0", group, 0)
+    guest = pasta.guest("--config-net", "-u", f"{ALL[version]}/{port}")
+    receiver = guest.bind(ANY[version], port)
+    find_neighbour(pasta, version)
+    sender = member(pasta.topology.server, "server0", group, port)
+    for number in range(3):
+        sender.sendto(b"%d" % number, (HOST[version], port))
+        assert receiver.recv(100) == b"%d" % number
+        sender.sendto(b"search", (group, port))
 
 
 # U14

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from system.namespaces import Namespace
+from system.programs import need
 from system.quiet import nearly_idle
 from system.topology import ANY, GATEWAY, HOST, LOOPBACK, SERVER, Pasta
 from system.users import only_unprivileged
@@ -17,6 +18,8 @@ both_versions = pytest.mark.parametrize("version", [4, 6])
 DATAGRAM = socket.SOCK_DGRAM
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 IP_RECVTTL = 12  # linux/in.h
+UDP_SEGMENT = 103  # linux/udp.h
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 SIZES = [1, 2, 17, 512, 1400, 1472, 1473, 4096, 8972, 16384, 32768, 60000]
 MAPPED = {4: "192.0.2.99", 6: "2001:db8::99"}
 
@@ -63,6 +66,27 @@ def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, version: int) -> N
             data = random.Random(size).randbytes(size)
             connection.send(data)
             assert connection.recv(1 << 16) == data, f"{size} bytes"
+
+
+@only_unprivileged
+@both_versions
+@pytest.mark.parametrize("size", [65_399, 65_001, 32_000, 1000])
+def test_U7_datagrams_that_the_guest_sends_at_once_arrive_whole(pasta: Pasta, version: int, size: int) -> None:
+    """UDP_SEGMENT (udp(7)): the guest's kernel hands them over as one superframe, where it is large enough."""
+    total = 65_400
+    server = pasta.topology.server.bind(SERVER[version], 0)
+    server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+    server.settimeout(5)
+    connection = pasta.guest("--config-net").connect(SERVER[version], server.getsockname()[1], kind=DATAGRAM)
+    connection.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+    data = random.Random(size).randbytes(total)
+    connection.send(data)
+    got = [server.recv(70_000) for _ in range(-(-total // size))]
+    assert b"".join(got) == data
+    assert {len(part) for part in got[:-1]} == {size}
+    connection.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+    connection.send(b"next")
+    assert server.recv(100) == b"next"
 
 
 @both_versions
@@ -117,6 +141,22 @@ def test_U1_the_report_comes_from_the_address_that_was_asked(pasta: Pasta, versi
         error = last_error(connection)
     assert (error.type, error.code) == ((3, 3) if version == 4 else (1, 4))
     assert error.offender == SERVER[version]
+
+
+@only_unprivileged
+@both_versions
+def test_U1_what_a_filter_of_the_network_prohibits_is_reported_as_that(pasta: Pasta, version: int) -> None:
+    kind = {4: "icmp type admin-prohibited", 6: "icmpv6 type admin-prohibited"}[version]
+    hook = "type filter hook input priority 0"
+    rules = f"table inet filter {{\nchain input {{\n{hook}\nudp dport 33500 reject with {kind}\n}}\n}}\n"
+    need("nft", "nftables")
+    pasta.topology.server.run("nft", "-f", "-", input=rules)
+    connection = connect(pasta.guest("--config-net"), version, SERVER[version], 33500)
+    connection.send(b"?")
+    with pytest.raises(OSError):
+        connection.recv(100)
+    found = last_error(connection)
+    assert (found.type, found.code) == {4: (3, 13), 6: (1, 1)}[version]
 
 
 @both_versions

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from bucatini.datapath.flow cimport FlowKey
 from bucatini.datapath.headers cimport addr_t, vnet_hdr
+from bucatini.datapath.syscalls cimport sock_extended_err
 from bucatini.datapath.tcp cimport TcpConn
 from bucatini.datapath.worker cimport Worker
 
@@ -34,3 +35,4 @@ cdef enum IcmpError:  # what a host error means to the guest, translated to the 
 cdef void build_icmp_error(Worker *w, const FlowKey *key, const addr_t *reporter, int error, uint32_t mtu,
                            const uint8_t *l4, uint32_t quoted, uint32_t l4_length) noexcept nogil
 cdef int icmp_error_of(int error_number) noexcept nogil
+cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil

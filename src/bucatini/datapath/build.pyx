@@ -15,6 +15,7 @@ from bucatini.datapath.headers cimport (
     VNET_NEEDS_CSUM, addr_is_v4, eth_hdr, htonl, htons, icmp_hdr, ipv4_hdr, ipv6_hdr, tcp_hdr, udp_hdr,
 )
 from bucatini.datapath.link cimport Link
+from bucatini.datapath.syscalls cimport SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 from bucatini.datapath.worker cimport count
 
 
@@ -132,6 +133,25 @@ cdef int icmp_error_of(int error_number) noexcept nogil:
     if error_number == EMSGSIZE:
         return ICMP_TOO_BIG
     return ICMP_HOST_UNREACHABLE
+
+
+cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil:
+    """Return the IcmpError that tells a guest of an error from a socket's queue (ip(7), IP_RECVERR).
+
+    Where the errno says less than the message did, that is asked: type and code of RFC 792 and RFC 1812 §5.2.7.1, and
+    the type of RFC 4443. A prohibition has an errno of its own in IPv6 alone.
+    """
+    cdef int error = icmp_error_of(<int> found.ee_errno)
+    if error != ICMP_HOST_UNREACHABLE:
+        return error
+    if found.ee_origin == SO_EE_ORIGIN_ICMP:
+        if found.ee_type == 11:
+            return ICMP_TTL_EXCEEDED
+        if found.ee_type == 3 and (found.ee_code == 9 or found.ee_code == 10 or found.ee_code == 13):
+            return ICMP_PROHIBITED
+    elif found.ee_origin == SO_EE_ORIGIN_ICMP6 and found.ee_type == 3:
+        return ICMP_TTL_EXCEEDED
+    return error
 
 
 cdef inline void icmp_type(bint v4, int error, icmp_hdr *icmp) noexcept nogil:

@@ -14,8 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport (
-    ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_checksum, build_icmp_error, build_ip,
-    icmp_error_of,
+    ICMP_TOO_BIG, build_icmp_checksum, build_icmp_error, build_ip, icmp_error_of, icmp_error_reported,
 )
 from bucatini.datapath.by_age cimport AGED_PING, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
@@ -45,7 +44,7 @@ from bucatini.datapath.worker cimport (
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EINTR
+    int errno, EAGAIN, EINTR, ENOBUFS, ENOMEM
 
 
 cdef enum:
@@ -79,6 +78,19 @@ cdef int make_socket(bint v4) noexcept nogil:
                   IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
 
 
+cdef bint leaves_as_asked(int fd, const Family *family, const Target *target) noexcept nogil:
+    """Give a socket the interface and the source address that were asked for; False, and errno: they are not there."""
+    cdef sockaddr_any sa
+    cdef socklen_t size
+    if family.outbound_if[0] and not addr_is_loopback(&target.address):
+        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
+            return False
+    if addr_is_unspecified(&target.source):
+        return True
+    size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)
+    return bind(fd, &sa.sa, size) == 0
+
+
 cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     """The first request of an identifier; NULL when there can be no socket (counted, and told to the guest)."""
     cdef FlowKey key
@@ -109,13 +121,9 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
         flow.fd = make_socket(v4)
     if flow.fd >= 0:
         setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
-        if family.outbound_if[0] and not addr_is_loopback(&target.address):
-            setsockopt(flow.fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16)
-        if not addr_is_unspecified(&target.source):
-            size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)
-            bind(flow.fd, &sa.sa, size)
         size = sockaddr_fill(&sa, &target.address, 0, target.scope_id)
-        if connect(flow.fd, &sa.sa, size) == 0 and worker_watch(w, flow, EPOLLIN) == 0:
+        if (leaves_as_asked(flow.fd, family, &target) and connect(flow.fd, &sa.sa, size) == 0
+                and worker_watch(w, flow, EPOLLIN) == 0):
             count(w, C_PING_FLOWS)
             by_age_add(w, flow, AGED_PING)
             flow.u.ping.last = w.now
@@ -160,6 +168,8 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
             return
     error = errno
     count(w, C_DROP_PING_SEND)
+    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+        return
     tell_guest(w, &flow.key, icmp_error_of(error), &flow.key.remote, 0, ref.l4, ref.l4_length)
 
 
@@ -191,7 +201,7 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
             if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
                     or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
                 found = <sock_extended_err *> CMSG_DATA(cmsg)
-                error = icmp_error_of(<int> found.ee_errno)
+                error = icmp_error_reported(found)
                 memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
                 if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
                     sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
@@ -199,9 +209,6 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
                         memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
                     else:
                         translate_reporter(w, &reporter)
-                    if error == ICMP_HOST_UNREACHABLE and found.ee_type == (
-                            11 if found.ee_origin == SO_EE_ORIGIN_ICMP else 3):
-                        error = ICMP_TTL_EXCEEDED
                 count(w, C_UDP_ERRORS)
                 tell_guest(w, &flow.key, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, data,
                            <uint32_t> n)

@@ -9,7 +9,7 @@ from bucatini.datapath.link cimport Link
 cdef int stream_open(Link *link, Counters *counters) noexcept nogil
 # Serves the client at `fd` (connected, SOCK_STREAM) from now on; -1: nobody. What waited for the one before is lost.
 cdef void stream_attach(Link *link, int fd) noexcept nogil
-# After a failure of `receive`: the length that cannot be, or how much of a frame had come before the end.
-cdef uint32_t stream_rest(const Link *link) noexcept nogil
+# After `receive` failed with `error`: EPROTO: the length that cannot be, else how many bytes of a frame had come.
+cdef uint32_t stream_rest(const Link *link, int error) noexcept nogil
 cdef void stream_flush(Link *link) noexcept nogil
 cdef void stream_close(Link *link) noexcept nogil  # frees the buffers; the descriptor is the caller's

@@ -122,9 +122,9 @@ cdef int stream_receive(Link *link, Frame *frames, int limit) noexcept nogil:
             return -errno
 
 
-cdef uint32_t stream_rest(const Link *link) noexcept nogil:
+cdef uint32_t stream_rest(const Link *link, int error) noexcept nogil:
     cdef StreamState *s = <StreamState *> link.state
-    return be32(s.receive + s.begin) if s.end - s.begin >= PREFIX else s.end - s.begin
+    return be32(s.receive + s.begin) if error == EPROTO else s.end - s.begin
 
 
 # To the guest

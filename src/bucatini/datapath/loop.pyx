@@ -116,7 +116,9 @@ cdef inline void learn(Worker *w, const FrameRef *ref) noexcept nogil:
     """Follow the addresses that the guest uses, where it was not told which."""
     cdef Family *family = &w.v4 if ref.version == 4 else &w.v6
     if ref.version == 6 and addr_is_linklocal6(&ref.src):
-        if not addr_equal(&ref.src, &family.guest_linklocal):
+        # Only the guest's own (D17); what was put together from fragments does not say whose it was
+        if (ref.frame != NULL and not addr_equal(&ref.src, &family.guest_linklocal)
+                and memcmp(w.guest_mac, ref.frame + 6, 6) == 0):
             memcpy(&family.guest_linklocal, &ref.src, sizeof(addr_t))
     elif family.learn and not addr_equal(&ref.src, &family.guest) and not addr_is_unspecified(&ref.src):
         memcpy(&family.guest, &ref.src, sizeof(addr_t))
@@ -321,8 +323,8 @@ cdef class DataPath:
         """Serve a client at a stream socket, once there is one (`attach`).
 
         Args:
-            on_lost: called when it is gone, with an errno and a number: ENOTCONN and the bytes of a frame that had come
-                when the stream ended, EPROTO and the length that no frame can have, or that of the socket's error. Its
+            on_lost: called when it is gone, with an errno and a number: EPROTO and the length that no frame can have,
+                or ENOTCONN (the stream ended) or the socket's error, and the bytes of a frame that had come. Its
                 descriptor is the caller's to close.
         """
         cdef int error = stream_open(&self.links[0], &self.counts)
@@ -704,7 +706,7 @@ cdef class DataPath:
     cdef void _lost(self, int error) noexcept with gil:
         """Tell Python that the client of a stream link is gone; it takes its descriptor."""
         try:
-            self.on_lost(error, stream_rest(self.w.wire))
+            self.on_lost(error, stream_rest(self.w.wire, error))
         except BaseException:
             count(&self.w, C_SLOW_ERRORS)
         if self.w.wire.fd >= 0:  # whatever it did: not the same again

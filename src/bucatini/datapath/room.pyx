@@ -4,7 +4,8 @@ For a flow of the guest's the kind that has most gives way, so that a flood of o
 of connections that are not established and of pings the oldest (`by_age`), of UDP flows one that is not in use
 (`udp_make_room`). A connection of the guest's, and only that, may also push out an older one whatever there is of it.
 
-For a flow of the host's side only its own kind: a flood at a forward must not push out what the guest is doing.
+For a flow of the host's side only its own kind: a flood at a forward must not push out what the guest is doing. Of UDP
+flows the side that has more of them gives way.
 Established connections never give way; where nothing does, the new flow is refused.
 """
 
@@ -32,7 +33,7 @@ cdef bint room_for_datagrams(Worker *w, int error) noexcept nogil:
         if w.by_age[kind].count > w.by_age[most].count:
             most = kind
     if udp_flows(w) > w.by_age[most].count:
-        return udp_make_room(w, error != 0)
+        return udp_make_room(w, error != 0, False)
     return by_age_give_way(w, most)
 
 
@@ -47,4 +48,4 @@ cdef bint room_for_host(Worker *w, int error) noexcept nogil:
 
 cdef bint room_for_host_datagrams(Worker *w, int error) noexcept nogil:
     note(w, error)
-    return udp_make_room(w, error != 0)
+    return udp_make_room(w, error != 0, True)

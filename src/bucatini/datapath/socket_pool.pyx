@@ -41,7 +41,7 @@ from bucatini.datapath.worker cimport REF_SOCKETS, count, count_n
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EAFNOSUPPORT, EAGAIN, EINTR, EINVAL, ENOMEM
+    int errno, EAFNOSUPPORT, EAGAIN, EINTR, EMFILE, EINVAL, ENOMEM
 
 
 cdef extern from "<fcntl.h>" nogil:
@@ -232,7 +232,7 @@ cdef int sockets_take(Worker *w, uint8_t protocol, bint v4) noexcept nogil:
         else:
             sockets_event(w)
     if p.count[kind] == 0:
-        return -EAGAIN
+        return -EAGAIN if p.control < 0 or p.stalled else -EMFILE
     p.count[kind] -= 1
     return p.fds[kind][p.count[kind]]
 

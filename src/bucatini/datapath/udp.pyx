@@ -24,10 +24,11 @@ Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an 
 the last datagram was and waits again or closes.
 
 Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
-descriptor or flow left, something does (`room`). Of UDP flows that is the one that has been idle longest, if it had its
-answer, or a second of silence, or never more than one datagram each way (`udp_make_room`): a sweep over ports pushes
-out its own. The list by age is put right then, not with every datagram. Where nothing gives way, the new flow is
-refused.
+descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened more of them, so
+that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's: the one that has
+been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
+(`udp_make_room`). The lists by age are put right then, not with every datagram. Where nothing gives way, the new flow
+is refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
@@ -39,7 +40,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport (
-    ICMP_HOST_UNREACHABLE, ICMP_TOO_BIG, ICMP_TTL_EXCEEDED, build_icmp_error, build_udp, icmp_error_of,
+    ICMP_TOO_BIG, build_icmp_error, build_udp, icmp_error_of, icmp_error_reported,
 )
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
@@ -50,15 +51,15 @@ from bucatini.datapath.flow cimport (
 )
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
-    addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
+    addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
 from bucatini.datapath.room cimport room_for_datagrams, room_for_host_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
-    IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVERR, IPV6_TCLASS,
-    IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
+    IP_MULTICAST_TTL, IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS,
+    IPV6_PKTINFO, IPV6_RECVERR, IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
     MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
     SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind,
     close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap,
@@ -75,8 +76,7 @@ from bucatini.datapath.worker cimport (
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS
-    int ENOMEM, EOPNOTSUPP
+    int errno, EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS, ENOMEM, EOPNOTSUPP
 
 
 cdef extern from *:
@@ -99,7 +99,7 @@ cdef enum:
     SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
     EARLY = 16  # receive calls for what came before connect()
     DNS = 53
-    TTL_DEFAULT = 64
+    MULTICAST_TTL = 1  # towards a group (ip(7), ipv6(7))
 
 cdef uint64_t SECOND = 1000000000
 cdef uint64_t IDLE_NS = 30 * SECOND
@@ -116,6 +116,11 @@ cdef struct Run:  # datagrams of one flow on their way to its socket
     uint32_t total
     bint closed  # a shorter one was added: nothing may follow
 
+cdef struct Ages:  # flows by age, FLOW_NONE: none
+    uint32_t oldest
+    uint32_t newest
+    uint32_t count
+
 cdef struct Udp:
     Run runs[LINK_BATCH]
     uint32_t count
@@ -125,9 +130,7 @@ cdef struct Udp:
     uint8_t control[UDP_SLOTS * UDP_CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
-    uint32_t oldest  # flows by age, FLOW_NONE: none
-    uint32_t newest
-    uint32_t listed  # how many those are
+    Ages ages[2]  # of flows of the guest's, and of the host's side
     uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
     uint8_t *slots
 
@@ -159,14 +162,16 @@ cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil:
 
 
 cdef int udp_init(Worker *w) noexcept nogil:
+    cdef int side
     cdef uint8_t *memory = <uint8_t *> mmap(NULL, UDP_SLOTS * SLOT + sizeof(Udp), PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if memory == <uint8_t *> MAP_FAILED:
         return -ENOMEM
     w.udp = memory + UDP_SLOTS * SLOT
     udp(w).slots = memory
-    udp(w).oldest = FLOW_NONE
-    udp(w).newest = FLOW_NONE
+    for side in range(2):
+        udp(w).ages[side].oldest = FLOW_NONE
+        udp(w).ages[side].newest = FLOW_NONE
     return 0
 
 
@@ -204,7 +209,10 @@ cdef uint32_t path_mtu(Flow *flow) noexcept nogil:
 
 
 cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
-    """0 or -errno; an earlier datagram's error is passed over. Control data, if any, is `UDP_CONTROL` bytes."""
+    """0 or -errno; an earlier datagram's error is passed over. Control data, if any, is `UDP_CONTROL` bytes.
+
+    That error is the socket's next result, whatever is called, and told from its queue (`take_errors`).
+    """
     cdef int _i
     cdef uint8_t[UDP_CONTROL + 32] control
     cdef size_t used = message.msg_controllen
@@ -220,10 +228,10 @@ cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil:
         memcpy(CMSG_DATA(cmsg), &segment, sizeof(uint16_t))
         message.msg_control = control
         message.msg_controllen = used + CMSG_SPACE(sizeof(uint16_t))
-    for _i in range(3):
+    for _i in range(2):
         if sendmsg(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             return 0
-        if errno != EINTR and errno != ECONNREFUSED:
+        if errno == EAGAIN:
             break
     return -errno
 
@@ -233,13 +241,22 @@ cdef int send_out(Worker *w, Flow *flow, iovec *iov, uint32_t n, uint16_t segmen
     cdef sockaddr_any name
     cdef uint8_t[UDP_CONTROL] control
     cdef msghdr message
-    cdef int fd = flow.fd
+    cdef int fd = flow.fd, done
+    cdef addr_t asked
     memset(&message, 0, sizeof(message))
     if fd < 0:
         fd = udp_forward_answer(w, flow, &message, &name, control)
     message.msg_iov = iov
     message.msg_iovlen = n
-    return udp_send(fd, &message, segment)
+    done = udp_send(fd, &message, segment)
+    if (done == -EINVAL or done == -ENETUNREACH) and flow.fd < 0 and not addr_is_unspecified(&flow.u.udp.asked):
+        # A broadcast may have been asked, which is no source to answer from: the host chooses one on that link
+        memcpy(&asked, &flow.u.udp.asked, sizeof(addr_t))
+        memset(&flow.u.udp.asked, 0, sizeof(addr_t))
+        done = send_out(w, flow, iov, n, segment)
+        if done < 0:
+            memcpy(&flow.u.udp.asked, &asked, sizeof(addr_t))
+    return done
 
 
 cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexcept nogil:
@@ -314,7 +331,7 @@ cdef void send_superframe(Worker *w, Flow *flow, const FrameRef *ref) noexcept n
     cdef iovec iov
     cdef int error
     if most > RUN_BYTES:
-        most = RUN_BYTES // size * size
+        most = RUN_BYTES // size * size if size <= RUN_BYTES else size
     while at < ref.payload_length:
         part = ref.payload_length - at
         if part > most:
@@ -361,10 +378,14 @@ cdef void add_to_run(Worker *w, Flow *flow, const FrameRef *ref) noexcept nogil:
     run.total += size
 
 
-cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
-    """Give the socket the guest's TTL and traffic class, when they change (U3)."""
-    cdef int value
+cdef void pass_on(Worker *w, Flow *flow, const FrameRef *ref) noexcept nogil:
+    """Give the socket the TTL and traffic class of the guest's datagram, when they change (U3)."""
+    cdef int value, ttl
     cdef bint v4 = addr_is_v4(&flow.target)
+    if ref.ttl == flow.u.udp.ttl and ref.tos == flow.u.udp.tos:
+        return
+    if flow.u.udp.batch:  # those before it go with theirs
+        flush_run(w, &udp(w).runs[flow.u.udp.batch - 1])
     if flow.fd < 0:  # told with each answer
         flow.u.udp.ttl = ref.ttl
         flow.u.udp.tos = ref.tos
@@ -372,8 +393,11 @@ cdef inline void pass_on(Flow *flow, const FrameRef *ref) noexcept nogil:
     if ref.ttl != flow.u.udp.ttl and ref.ttl:
         flow.u.udp.ttl = ref.ttl
         value = ref.ttl
-        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_TTL if v4 else IPV6_UNICAST_HOPS, &value,
-                   sizeof(value))
+        if addr_is_multicast(&flow.target):
+            ttl = IP_MULTICAST_TTL if v4 else IPV6_MULTICAST_HOPS
+        else:
+            ttl = IP_TTL if v4 else IPV6_UNICAST_HOPS
+        setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, ttl, &value, sizeof(value))
     if ref.tos != flow.u.udp.tos:
         flow.u.udp.tos = ref.tos
         value = ref.tos
@@ -398,7 +422,7 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         worker_has_opened(w, begin)
         if flow == NULL:
             return
-    pass_on(flow, ref)
+    pass_on(w, flow, ref)
     flow.u.udp.last = w.now
     if flow.u.udp.to_host < 1000:
         flow.u.udp.to_host += 1
@@ -418,31 +442,33 @@ cdef void udp_frame(Worker *w, FrameRef *ref) noexcept nogil:
 
 cdef void unlist(Worker *w, Flow *flow) noexcept nogil:
     cdef UdpFlow *u = &flow.u.udp
+    cdef Ages *ages = &udp(w).ages[flow.from_host]
     if not u.listed:
         return
     u.listed = 0
-    udp(w).listed -= 1
+    ages.count -= 1
     if u.older == FLOW_NONE:
-        udp(w).oldest = u.newer
+        ages.oldest = u.newer
     else:
         w.flows.flows[u.older].u.udp.newer = u.newer
     if u.newer == FLOW_NONE:
-        udp(w).newest = u.older
+        ages.newest = u.older
     else:
         w.flows.flows[u.newer].u.udp.older = u.older
 
 
 cdef void list_as_newest(Worker *w, Flow *flow) noexcept nogil:
     cdef UdpFlow *u = &flow.u.udp
+    cdef Ages *ages = &udp(w).ages[flow.from_host]
     u.listed = 1
-    udp(w).listed += 1
+    ages.count += 1
     u.newer = FLOW_NONE
-    u.older = udp(w).newest
+    u.older = ages.newest
     if u.older == FLOW_NONE:
-        udp(w).oldest = flow.index
+        ages.oldest = flow.index
     else:
         w.flows.flows[u.older].u.udp.newer = flow.index
-    udp(w).newest = flow.index
+    ages.newest = flow.index
 
 
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
@@ -452,7 +478,7 @@ cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil:
 
 
 cdef uint32_t udp_flows(Worker *w) noexcept nogil:
-    return udp(w).listed
+    return udp(w).ages[0].count + udp(w).ages[1].count
 
 
 cdef inline bint may_go(Worker *w, Flow *flow) noexcept nogil:
@@ -462,14 +488,14 @@ cdef inline bint may_go(Worker *w, Flow *flow) noexcept nogil:
                             or (u.to_host < 2 and u.to_guest < 2))
 
 
-cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil:
+cdef bint give_way(Worker *w, int side, bint descriptor) noexcept nogil:
     """Close a flow that may go; returns whether there was one. Those in use get a second chance (a clock, 64 steps)."""
     cdef Flow *flow
     cdef int _i
     for _i in range(64):
-        if udp(w).oldest == FLOW_NONE:
+        if udp(w).ages[side].oldest == FLOW_NONE:
             return False
-        flow = &w.flows.flows[udp(w).oldest]
+        flow = &w.flows.flows[udp(w).ages[side].oldest]
         if may_go(w, flow) and (flow.fd >= 0 or not descriptor):
             count(w, C_UDP_EVICTED)
             udp_close_flow(w, flow)
@@ -479,10 +505,15 @@ cdef bint udp_make_room(Worker *w, bint descriptor) noexcept nogil:
     return False
 
 
+cdef bint udp_make_room(Worker *w, bint descriptor, bint from_host) noexcept nogil:
+    cdef int more = 1 if udp(w).ages[1].count > udp(w).ages[0].count else 0
+    return give_way(w, more, descriptor) or (not from_host and give_way(w, 1 - more, descriptor))
+
+
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow
-    if udp(w).listed >= w.capacity // SHARE_OF_ALL and not udp_make_room(w, False):
+    if udp_flows(w) >= w.capacity // SHARE_OF_ALL and not udp_make_room(w, False, from_host):
         count(w, C_FLOW_REFUSED)
         return NULL
     flow = flow_new(w.flows, key, FLOW_UDP)
@@ -515,8 +546,8 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     return fd
 
 
-cdef void bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil:
-    """Bind the guest's own port if it can be had, and the source address asked for."""
+cdef int bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil:
+    """Bind the guest's own port if it can be had, and the source address asked for; 0, or -1: not that address."""
     cdef sockaddr_any sa
     cdef socklen_t size
     cdef addr_t any_
@@ -538,7 +569,8 @@ cdef void bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogi
         flow.u.udp.bound_port = flow.key.gport
     elif source != &any_:
         size = sockaddr_fill(&sa, source, 0, target.scope_id)
-        bind(flow.fd, &sa.sa, size)
+        return bind(flow.fd, &sa.sa, size)
+    return 0
 
 
 cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
@@ -562,16 +594,19 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         return NULL
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.target_port = target.port
-    flow.u.udp.ttl = TTL_DEFAULT
+    flow.u.udp.ttl = MULTICAST_TTL if addr_is_multicast(&target.address) else UDP_TTL
     flow.fd = make_socket(w, &target.address)
     if flow.fd < 0:
+        error = -flow.fd
         flow.fd = -1
         count(w, C_DROP_UDP_NO_SOCKET)
+        if not room_is_short(error):
+            udp_tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
         worker_drop_flow(w, flow)
         return NULL
-    bind_source(w, flow, &target)
     size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
-    if connect(flow.fd, &sa.sa, size) < 0 or worker_watch(w, flow, EPOLLIN) < 0:
+    if (bind_source(w, flow, &target) < 0 or connect(flow.fd, &sa.sa, size) < 0
+            or worker_watch(w, flow, EPOLLIN) < 0):
         error = errno
         count(w, C_DROP_UDP_NO_SOCKET)
         udp_tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
@@ -580,7 +615,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
     udp_opened(w, flow)
     if flow.u.udp.bound_port:
         flow.u.udp.sure_at = w.now + EARLY_NS
-        take(w, flow, EARLY)
+        take_early(w, flow, EARLY)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
@@ -749,9 +784,23 @@ cdef bint take(Worker *w, Flow *flow, int calls) noexcept nogil:
     return True
 
 
+cdef bint take_early(Worker *w, Flow *flow, int calls) noexcept nogil:
+    """Take what may be anybody's: that opens flows, to which this one must not give way meanwhile."""
+    cdef bint more
+    unlist(w, flow)
+    more = take(w, flow, calls)
+    list_as_newest(w, flow)
+    return more
+
+
 cdef void drain(Worker *w, Flow *flow) noexcept nogil:
     """Take what the socket has, as far as the share of this turn goes."""
-    if take(w, flow, SHARE) and not flow.u.udp.queued:
+    cdef bint more
+    if w.now < flow.u.udp.sure_at:
+        more = take_early(w, flow, SHARE)
+    else:
+        more = take(w, flow, SHARE)
+    if more and not flow.u.udp.queued:
         flow.u.udp.queued = 1
         worker_continue(w, flow)
 
@@ -797,7 +846,7 @@ cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept 
         if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
                 or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
             found = <sock_extended_err *> CMSG_DATA(cmsg)
-            error = icmp_error_of(<int> found.ee_errno)
+            error = icmp_error_reported(found)
             memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
             if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
                 sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
@@ -805,10 +854,6 @@ cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept 
                     memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
                 else:
                     translate_reporter(w, &reporter)
-                # Time exceeded: RFC 792 type 11, RFC 4443 type 3
-                if error == ICMP_HOST_UNREACHABLE and found.ee_type == (
-                        11 if found.ee_origin == SO_EE_ORIGIN_ICMP else 3):
-                    error = ICMP_TTL_EXCEEDED
             udp_tell_guest(w, flow, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, udp(w).slots,
                            <uint32_t> size)
             return

@@ -8,8 +8,8 @@ Why there is no socket for each flow, connected to its peer: between its bind() 
 others send to the forward; and what the kernel is about to queue is queued after either has returned. On one socket
 nothing is misattributed and nothing overtakes anything (U9).
 
-Data. `UdpFlow.listener`, `asked` and `scope_id` say where answers leave. What comes together from one peer goes to the
-guest together.
+Data. `UdpFlow.listener`, `asked` and `scope_id` say where answers leave: as what the peer has asked last. What comes
+together from one peer goes to the guest together.
 
 Failure. Errors are queued at the forward's socket with the address that the datagram went to; they become ICMP errors
 to the guest. When a forward is removed, what the guest still sends goes on as a flow of its own.
@@ -34,7 +34,7 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_inbound
 from bucatini.datapath.udp cimport (
-    UDP_CONTROL, UDP_ERROR_CONTROL, UDP_ERRORS, UDP_SLOTS, UDP_TTL, Slot, udp_asked_address, udp_deliver,
+    UDP_CONTROL, UDP_ERROR_CONTROL, UDP_ERRORS, UDP_SLOTS, UDP_TTL, Slot, udp_asked_address, udp_close_flow, udp_deliver,
     udp_new_flow, udp_next_error, udp_opened, udp_receive, udp_report, udp_slot,
 )
 from bucatini.datapath.udp_splice cimport udp_splice_serve
@@ -69,30 +69,30 @@ cdef bint key_of(Worker *w, const Listener *listener, const addr_t *peer, uint16
     return port != 0 and translate_inbound(w, listener, peer, &key.remote, &key.guest) == 0
 
 
-cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const Slot *slot, const addr_t *peer,
-                     const addr_t *asked) noexcept nogil:
+cdef Flow *open_flow(Worker *w, const FlowKey *key) noexcept nogil:
     """A datagram from somebody new; NULL: no flow for it (counted)."""
-    cdef Flow *flow
-    if addr_is_multicast(asked):
-        count(w, C_DROP_UDP_INBOUND)
-        return NULL
-    flow = udp_new_flow(w, key, True)
+    cdef Flow *flow = udp_new_flow(w, key, True)
     if flow == NULL:
         return NULL
     flow.fd = -1
     flow.from_host = 1
-    memcpy(&flow.target, peer, sizeof(addr_t))
     flow.target_port = key.rport
     flow.u.udp.ttl = UDP_TTL
-    flow.u.udp.listener = <uint32_t> (listener - w.listeners)
-    flow.u.udp.local_port = listener.port
-    memcpy(&flow.u.udp.asked, asked, sizeof(addr_t))
-    flow.u.udp.scope_id = listener.scope_id
-    if slot.name.sa.sa_family == AF_INET6 and slot.name.in6.sin6_scope_id:
-        flow.u.udp.scope_id = slot.name.in6.sin6_scope_id
     udp_opened(w, flow)
     timer_arm(w.timers, w.flows, flow, w.now + IDLE_NS)
     return flow
+
+
+cdef void answer_from(Worker *w, Flow *flow, const Listener *listener, const Slot *slot, const addr_t *peer,
+                      const addr_t *asked) noexcept nogil:
+    """Have answers leave where, and as what, the peer has asked last."""
+    memcpy(&flow.target, peer, sizeof(addr_t))
+    flow.u.udp.listener = <uint32_t> (listener - w.listeners)
+    flow.u.udp.local_port = listener.port
+    memcpy(&flow.u.udp.asked, &listener.address if addr_is_unspecified(asked) else asked, sizeof(addr_t))
+    flow.u.udp.scope_id = listener.scope_id
+    if slot.name.sa.sa_family == AF_INET6 and slot.name.in6.sin6_scope_id:
+        flow.u.udp.scope_id = slot.name.in6.sin6_scope_id
 
 
 cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
@@ -109,6 +109,9 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
         count(w, C_DROP_UDP_INBOUND)
         return 1
     udp_asked_address(slot.message, &asked)
+    if addr_is_multicast(&asked):
+        count(w, C_DROP_UDP_INBOUND)
+        return 1
     while end < n:
         udp_slot(w, end, &other)
         udp_asked_address(other.message, &asked_too)
@@ -116,12 +119,15 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
             break
         end += 1
     flow = flow_find(w.flows, &key)
+    if flow != NULL and flow.fd >= 0 and flow.u.udp.bound_port != listener.port and not flow.u.udp.batch:
+        udp_close_flow(w, flow)  # the guest's own, from another port: its peer would not know the answers
+        flow = NULL
     if flow == NULL:
-        if addr_is_unspecified(&asked):
-            memcpy(&asked, &listener.address, sizeof(addr_t))
-        flow = open_flow(w, listener, &key, &slot, &peer, &asked)
+        flow = open_flow(w, &key)
         if flow == NULL:
             return 1
+    if flow.fd < 0:
+        answer_from(w, flow, listener, &slot, &peer, &asked)
     udp_deliver(w, flow, first, end)
     return end - first
 

@@ -84,9 +84,9 @@ cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:
     cdef int fd
     if pif == PIF_SPLICE:
         fd = sockets_take(w, PROTO_UDP, v4)
-        return sockets_take(w, PROTO_UDP, v4) if fd < 0 and udp_make_room(w, True) else fd
+        return sockets_take(w, PROTO_UDP, v4) if room_is_short(-fd) and udp_make_room(w, True, True) else fd
     fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and room_is_short(errno) and udp_make_room(w, True):
+    if fd < 0 and room_is_short(errno) and udp_make_room(w, True, False):
         fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     return fd if fd >= 0 else -errno
 
@@ -191,6 +191,7 @@ cdef int udp_splice_serve(Worker *w, Listener *listener, int first, int n) noexc
         if flow == NULL:
             count_n(w, C_DROP_UDP_SPLICE, same - 1)
             return same
+    flow.u.udp.listener = <uint32_t> (listener - w.listeners)  # the forward may have been made anew
     flow.u.udp.last = w.now
     if flow.u.udp.to_host < 1000:
         flow.u.udp.to_host += same
@@ -202,15 +203,33 @@ cdef int udp_splice_serve(Worker *w, Listener *listener, int first, int n) noexc
 # On the way back
 
 
-cdef void udp_splice_answers(Worker *w, Flow *flow) noexcept nogil:
+cdef inline bint is_of(const Listener *listener, const Flow *flow) noexcept nogil:
+    return (listener.used and listener.protocol == PROTO_UDP and listener.port == flow.key.gport
+            and listener.pif == flow.key.pif)
+
+
+cdef Listener *forward_of(Worker *w, Flow *flow) noexcept nogil:
+    """The forward that a flow came by, or the one that was made in its place; NULL: there is none any more."""
     cdef Listener *listener = &w.listeners[flow.u.udp.listener]
+    cdef uint32_t i
+    if is_of(listener, flow):
+        return listener
+    for i in range(w.listener_count):
+        if is_of(&w.listeners[i], flow):
+            flow.u.udp.listener = i
+            return &w.listeners[i]
+    return NULL
+
+
+cdef void udp_splice_answers(Worker *w, Flow *flow) noexcept nogil:
+    cdef Listener *listener = forward_of(w, flow)
     cdef sockaddr_any name
     cdef uint8_t[UDP_CONTROL] control
     cdef msghdr message
     cdef int _i
     cdef int n, first, run
-    if not listener.used or listener.port != flow.key.gport or listener.pif != flow.key.pif:
-        udp_close_flow(w, flow)  # its forward is gone
+    if listener == NULL:
+        udp_close_flow(w, flow)
         return
     memset(&message, 0, sizeof(message))
     udp_address_answer(listener, &flow.key.remote, flow.key.rport, &flow.key.guest, 0, &message, &name, control)

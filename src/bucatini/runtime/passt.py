@@ -115,7 +115,7 @@ class Machine:
         log = self.instance.log
         if number == errno.EPROTO:
             log.warning(f"the client sent a frame of {size} bytes, which cannot be: disconnected")
-        elif number == errno.ENOTCONN and size:
+        elif size:
             log.warning(f"the client disconnected {size} bytes into a frame")
         elif number == errno.ENOTCONN:
             log.info("client disconnected")

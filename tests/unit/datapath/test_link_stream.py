@@ -118,12 +118,21 @@ def test_L15_a_length_that_cannot_be_is_the_end(link: StreamLink, length: int) -
     assert link.lost == [(errno.EPROTO, length)]
 
 
-@pytest.mark.parametrize(("sent", "size"), [(b"", 0), (b"\0\0", 2), (b"\0\0\0\x40abc", 64)])
-def test_L15_the_end_of_the_stream_says_what_was_cut(link: StreamLink, sent: bytes, size: int) -> None:
+@pytest.mark.parametrize(("sent", "size"), [(b"", 0), (b"\0\0", 2), (b"\0\0\0\x40abc", 7)])
+@pytest.mark.parametrize("how", [errno.ENOTCONN, errno.ECONNRESET])
+def test_L15_the_end_of_the_stream_says_what_was_cut(link: StreamLink, sent: bytes, size: int, how: int) -> None:
+    if how == errno.ECONNRESET:  # what a client that closes without having read everything makes of it: unix(7)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            link.segment(40000, server.getsockname()[1], tcp.SYN, 999)
+            server.accept()[0].close()
+        wait(lambda: bool(link.end.recv(1, socket.MSG_PEEK)))
     link.end.sendall(sent)
-    link.end.shutdown(socket.SHUT_WR)
+    if how == errno.ECONNRESET:
+        link.end.close()
+    else:
+        link.end.shutdown(socket.SHUT_WR)
     wait(lambda: bool(link.lost))
-    assert link.lost == [(errno.ENOTCONN, size)]
+    assert link.lost == [(how, size)]
 
 
 def test_without_a_client_data_stays_in_the_hosts_socket(link: StreamLink) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bucatini.wire import icmp, ipv4, tcp, udp
-from bucatini.wire.ethernet import ETHERTYPE_IPV4, Ethernet
+from bucatini.wire import icmp, ipv4, ipv6, tcp, udp
+from bucatini.wire.ethernet import ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet
 from unit.datapath.guest_link import FLOWS, GUEST, GUEST_MAC, HOST, OUR_MAC, Link
 
 
@@ -116,6 +116,25 @@ def test_D17_what_others_on_the_link_send_does_not_divert_what_is_for_the_guest(
         packet = ipv4.IPv4(other, HOST, 17, udp.Udp(5001, port, b"me too").emit(other, HOST)).emit()
         link.send_frame(Ethernet(OUR_MAC, stranger, ETHERTYPE_IPV4, packet).emit())
         assert sock.recv(100) == b"me too"
+        sock.sendto(b"answer", peer)
+        assert udp.Udp.parse(link.receive().payload).payload == b"answer"  # which looks at the address
+
+
+def test_D17_a_link_local_address_of_others_does_not_make_them_the_guest(link: Link) -> None:
+    link.path.family(6, guest=bytes([0x20, 1]) + bytes(14), learn=False, ours=bytes([0xFE, 0x80]) + bytes(13) + b"\1")
+    stranger, all_routers = bytes([0xFE, 0x80]) + bytes(13) + b"\x99", bytes([0xFF, 2]) + bytes(13) + b"\2"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(5)
+        link.send(17, udp.Udp(5000, sock.getsockname()[1], b"question").emit(GUEST, HOST))
+        _, peer = sock.recvfrom(100)
+        solicitation = ipv6.IPv6(stranger, all_routers, 58, bytes([133, 0]) + bytes(6)).emit()
+        for _ in range(2):
+            frame = Ethernet(b"\x33\x33\0\0\0\2", b"\x02\0\0\0\0\x99", ETHERTYPE_IPV6, solicitation).emit()
+            link.send_frame(frame)
+        deadline = time.monotonic() + 5
+        while link.path.counters()["slow_in"] < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
         sock.sendto(b"answer", peer)
         assert udp.Udp.parse(link.receive().payload).payload == b"answer"  # which looks at the address
 
