@@ -382,6 +382,31 @@ def test_T31_urgent_data_stays_in_its_place(pasta: Pasta, direction: str, versio
 
 @both_versions
 @both_ways
+def test_T31_urgent_data_with_the_end_behind_it_arrives_at_a_slow_reader(
+    pasta: Pasta, direction: str, version: int
+) -> None:
+    ordinary = random.Random(31).randbytes(24 << 20)  # more than all buffers on the way
+    over = way(pasta, direction, version)
+    with over.server.listen(over.serve, SERVED) as listener, over.connect() as client:
+        server, _ = listener.accept()
+
+        def send() -> None:
+            with server:
+                server.sendall(ordinary)
+                server.send(b"!", socket.MSG_OOB)
+                server.sendall(b"the end")
+
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(send)
+            time.sleep(0.3)
+            assert receive(client, len(ordinary)) == ordinary
+            assert receive(client, 8) == b"!the end"
+            assert client.recv(1) == b""
+            sent.result(10)
+
+
+@both_versions
+@both_ways
 def test_T28_small_writes_do_not_wait(pasta: Pasta, direction: str, version: int) -> None:
     over = way(pasta, direction, version)
     over.server.serve_tcp(over.serve, echo, port=SERVED)

@@ -37,6 +37,7 @@ cdef struct TcpFlow:
     uint32_t head  # first chunk that is held for the socket (`overflow`), 0: none
     uint32_t tail  # last one
     uint32_t kept  # first chunk that came out of order
+    uint32_t kept_chunks
     uint32_t batch  # index into the batch of this turn + 1, 0: not in it
     uint8_t readable  # the host socket may have data
     uint8_t hangup  # the host peer has shut its side: read until EOF

@@ -12,7 +12,7 @@ go on. A turn has a bound too, whatever waits: frames of one batch (or `TURN`), 
 want to go on, `TIMERS` timers.
 """
 
-# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close dup
+# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -41,8 +41,8 @@ from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UD
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
 from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
 from bucatini.datapath.syscalls cimport (
-    CLOCK_MONOTONIC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, clock_gettime,
-    close, dup, epoll_create1, epoll_ctl, epoll_event, epoll_pwait2, epoll_wait, timespec,
+    CLOCK_MONOTONIC, EFD_CLOEXEC, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT,
+    clock_gettime, close, epoll_create1, epoll_ctl, epoll_event, epoll_pwait2, epoll_wait, eventfd, timespec,
 )
 from bucatini.datapath.tcp_forward cimport tcp_listener
 from bucatini.datapath.tcp_io cimport (
@@ -218,7 +218,7 @@ cdef class DataPath:
                 or splice_init(w) < 0):
             raise MemoryError
         w.epoll = epoll_create1(EPOLL_CLOEXEC)
-        w.spare_fd = dup(w.epoll)
+        w.spare_fd = eventfd(0, EFD_CLOEXEC)
         w.can_rest = can_wait_briefly(w.epoll)
         if w.epoll < 0 or w.spare_fd < 0:
             raise OSError(errno, os.strerror(errno))

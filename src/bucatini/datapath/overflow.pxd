@@ -23,7 +23,9 @@ cdef struct Chunks:
 
 cdef int overflow_init(Chunks *c) noexcept nogil
 cdef void overflow_free(Chunks *c) noexcept nogil
-# Gives back all that a flow holds and keeps.
+# Gives back what a flow keeps.
+cdef void overflow_forget(Chunks *c, TcpFlow *t) noexcept nogil
+# Gives back all that it holds and keeps.
 cdef void overflow_drop(Chunks *c, TcpFlow *t) noexcept nogil
 # Appends as much of `size` bytes as the pool takes; returns how many.
 cdef uint32_t overflow_add(Chunks *c, TcpFlow *t, const uint8_t *data, uint32_t size) noexcept nogil

@@ -3,7 +3,7 @@
 `head` to `tail` is what was accepted and the socket did not take: in order, appended to at the tail. `kept` is what
 came out of order, sorted by sequence number; when the hole in front is filled its blocks move over to the first chain
 as they are. Pages are used only by what stalls. When the pool is empty less is taken than was given; what is out of
-order may not have its last quarter (`KEEP_LEAST`).
+order may not have its last quarter (`KEEP_LEAST`), and of one flow not more than `KEEP_MOST` blocks.
 """
 
 # syscalls serve: sendmsg
@@ -26,6 +26,7 @@ cdef extern from "<errno.h>" nogil:
 cdef enum:
     CHUNK_NONE = 0  # chains hold index + 1
     KEEP_LEAST = CHUNKS // 4  # chunks that what is out of order leaves to what was accepted: only the first comes again
+    KEEP_MOST = 64  # chunks of one flow: pieces that come in descending order take one each, however small they are
     DRAIN_IOV = 64  # blocks handed to a socket at once
 
 
@@ -83,11 +84,16 @@ cdef uint32_t chunk_fill(Chunks *c, uint32_t link, const uint8_t *data, uint32_t
     return room
 
 
+cdef void overflow_forget(Chunks *c, TcpFlow *t) noexcept nogil:
+    while t.kept:
+        t.kept = chunk_return(c, t.kept)
+    t.kept_chunks = 0
+
+
 cdef void overflow_drop(Chunks *c, TcpFlow *t) noexcept nogil:
     while t.head:
         t.head = chunk_return(c, t.head)
-    while t.kept:
-        t.kept = chunk_return(c, t.kept)
+    overflow_forget(c, t)
     t.tail = CHUNK_NONE
     t.conn.held = 0
 
@@ -159,8 +165,9 @@ cdef uint32_t overflow_keep(Chunks *c, TcpFlow *t, uint32_t seq, const uint8_t *
         link = c.chunks[link - 1].next
     if previous and c.chunks[previous - 1].seq + c.chunks[previous - 1].end == seq:
         done = chunk_fill(c, previous, data, size)
-    while done < size and c.available > KEEP_LEAST:
+    while done < size and c.available > KEEP_LEAST and t.kept_chunks < KEEP_MOST:
         fresh = chunk_take(c)
+        t.kept_chunks += 1
         c.chunks[fresh - 1].seq = seq + done
         c.chunks[fresh - 1].next = link
         if previous:
@@ -177,6 +184,7 @@ cdef void overflow_fetch(Chunks *c, TcpFlow *t, uint32_t start, uint32_t end) no
     cdef uint32_t link, following, skip
     while t.kept and seq_lt(c.chunks[t.kept - 1].seq, end):
         link = t.kept
+        t.kept_chunks -= 1
         chunk = &c.chunks[link - 1]
         skip = start - chunk.seq if seq_lt(chunk.seq, start) else 0
         following = chunk.next

@@ -172,6 +172,10 @@ cdef extern from "<sys/epoll.h>" nogil:
     int EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
     enum: EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
 
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC
+    int eventfd(unsigned int initval, int flags)
+
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t size, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t size)

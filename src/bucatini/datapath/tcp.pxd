@@ -145,6 +145,8 @@ cdef void tcp_repaired(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil
 cdef uint32_t tcp_room(const TcpConn *c) noexcept nogil
 cdef void tcp_sent(TcpConn *c, uint32_t length, uint64_t now) noexcept nogil
 cdef void tcp_blocked(TcpConn *c, uint64_t now) noexcept nogil
+cdef void tcp_drained(TcpConn *c) noexcept nogil
+cdef uint32_t tcp_ack_seq(const TcpConn *c) noexcept nogil
 cdef void tcp_host_eof(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil
 cdef void tcp_timeout(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil
 cdef uint16_t tcp_window(TcpConn *c) noexcept nogil

@@ -229,13 +229,18 @@ cdef void tcp_repaired(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil
 cdef void take_blocks(TcpConn *c, const SegmentOptions *o) noexcept nogil:
     """Note what the guest says it has; what cannot be is passed over (RFC 2018 §4, RFC 2883)."""
     cdef int i
-    cdef uint32_t flight = data_max(c) - c.snd_una, start
+    cdef uint32_t flight = c.snd_max - c.snd_una, start, end
     if c.snd_una == c.snd_max:
         return
     for i in range(o.blocks):
         start = o.start[i] - c.snd_una  # as distances: compared two by two, three serial numbers can form a ring
-        if start and start < o.end[i] - c.snd_una and o.end[i] - c.snd_una <= flight:
-            ranges_add(&c.sacked, o.start[i], o.end[i])
+        end = o.end[i] - c.snd_una
+        if start == 0 or start >= end or end > flight:
+            continue
+        if end > data_max(c) - c.snd_una:
+            end -= 1  # our FIN, which is no data
+        if start < end:
+            ranges_add(&c.sacked, o.start[i], c.snd_una + end)
 
 
 cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uint64_t now,
@@ -254,6 +259,8 @@ cdef void take_ack(TcpConn *c, const TcpSegment *s, const SegmentOptions *o, uin
         c.snd_una = s.ack
         if seq_lt(c.snd_nxt, c.snd_una):
             c.snd_nxt = c.snd_una
+        if not c.flags & TF_RECOVERY and seq_lt(c.recover, c.snd_una):
+            c.recover = c.snd_una  # else it would be ahead again after 2 GiB
         c.dupacks = 0
         moved = True
         a.what |= TA_PUMP
@@ -530,6 +537,15 @@ cdef uint16_t tcp_window(TcpConn *c) noexcept nogil:
     return <uint16_t> field
 
 
+cdef uint32_t tcp_ack_seq(const TcpConn *c) noexcept nogil:
+    """Return the number of a segment without data: the next one, or the end of a window that was withdrawn.
+
+    A guest that has dropped what was in flight and closed its window takes no segment beyond it, and nothing of it: not
+    the acknowledgement either (RFC 9293 §3.10.7.4).
+    """
+    return c.snd_una + minimum(c.snd_max - c.snd_una, c.snd_wnd)
+
+
 cdef uint32_t tcp_room(const TcpConn *c) noexcept nogil:
     """Return how many bytes of the host's data may be sent to the guest now."""
     cdef uint32_t used = c.snd_nxt - c.snd_una
@@ -554,10 +570,17 @@ cdef void tcp_sent(TcpConn *c, uint32_t length, uint64_t now) noexcept nogil:
 
 
 cdef void tcp_blocked(TcpConn *c, uint64_t now) noexcept nogil:
-    """The host socket has data and the guest's window has no room: probe it from time to time."""
+    """The host socket may have data and the guest's window has no room: probe it from time to time."""
+    if c.flags & TF_FIN_SENT:
+        return  # all that it has is in flight
     c.flags |= TF_PENDING
     if c.snd_una == c.snd_max and c.snd_wnd == 0 and c.deadline > now + RTO_NS:
         c.deadline = now + backoff(RTO_NS, c.retries)
+
+
+cdef void tcp_drained(TcpConn *c) noexcept nogil:
+    """The host socket has nothing but what is in flight."""
+    c.flags &= ~TF_PENDING
 
 
 cdef void tcp_host_eof(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
@@ -609,10 +632,10 @@ cdef void tcp_timeout(TcpConn *c, uint64_t now, TcpActions *a) noexcept nogil:
         else:
             rewind(c, a)
         return
-    if c.snd_una != c.snd_max or c.flags & TF_PENDING:
+    if c.snd_una != c.snd_max or (c.flags & TF_PENDING and c.snd_wnd == 0):
         # Zero window: an empty segment just left of the window, answered by an ACK that says what it is now. A guest
         # that answers may keep it closed for ever (RFC 9293 §3.8.6.1); one that does not is gone.
-        if now - c.last_heard > KEEPALIVE_IDLE_NS:
+        if now - c.last_heard > KEEPALIVE_IDLE_NS and c.retries >= KEEPALIVE_PROBES:
             c.state = TCP_CLOSED
             a.what = TA_ABORT | TA_RST
             a.counted |= TC_TIMED_OUT
@@ -710,6 +733,14 @@ cdef class Machine:
     def blocked(self, now=0):
         """The host has data, the guest no room."""
         tcp_blocked(&self.c, now)
+
+    def drained(self):
+        """The host has nothing but what is in flight."""
+        tcp_drained(&self.c)
+
+    def ack_seq(self):
+        """The number of a segment without data."""
+        return tcp_ack_seq(&self.c)
 
     def eof(self, now=0):
         """The host has no more data."""

@@ -5,7 +5,7 @@ Descriptors that have run out must not keep a listener ready: where nothing give
 up for a moment to take the connection and reset it.
 """
 
-# syscalls serve: accept4 setsockopt getsockopt close dup
+# syscalls serve: accept4 setsockopt getsockopt close eventfd2
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
@@ -17,8 +17,8 @@ from bucatini.datapath.headers cimport PROTO_TCP, TH_SYN, addr_t
 from bucatini.datapath.room cimport room_for_host, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close, dup,
-    getsockopt, linger, setsockopt, socklen_t,
+    EFD_CLOEXEC, IPPROTO_TCP, SO_LINGER, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, TCP_CLOSE, TCP_INFO, accept4, close,
+    eventfd, getsockopt, linger, setsockopt, socklen_t,
 )
 from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
 from bucatini.datapath.tcp_io cimport (
@@ -132,6 +132,6 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
             fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
             if fd >= 0:
                 reject(fd)
-            w.spare_fd = dup(w.epoll)
+            w.spare_fd = eventfd(0, EFD_CLOEXEC)
         elif errno != EINTR and errno != ECONNABORTED:
             return

@@ -42,8 +42,8 @@ from bucatini.datapath.headers cimport (
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
 from bucatini.datapath.overflow cimport (
-    CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_free, overflow_init,
-    overflow_keep,
+    CHUNK, Chunks, overflow_add, overflow_drain, overflow_drop, overflow_fetch, overflow_forget, overflow_free,
+    overflow_init, overflow_keep,
 )
 from bucatini.datapath.room cimport room_for_connection, room_is_short
 from bucatini.datapath.siphash cimport siphash24
@@ -60,9 +60,9 @@ from bucatini.datapath.tcp cimport (
     TA_PROBE, TA_PUMP, TA_REPAIR, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TCP_CLOSED,
     TCP_ESTABLISHED, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER,
     TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF, TF_TIMESTAMPS,
-    TcpActions, TcpConn, TcpSegment, tcp_blocked, tcp_connected, tcp_fetch, tcp_fin_seq, tcp_from_guest, tcp_held,
-    tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment, tcp_sent, tcp_timeout,
-    tcp_window,
+    TcpActions, TcpConn, TcpSegment, tcp_ack_seq, tcp_blocked, tcp_connected, tcp_drained, tcp_fetch, tcp_fin_seq,
+    tcp_from_guest, tcp_held, tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment,
+    tcp_sent, tcp_timeout, tcp_window,
 )
 from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE, tcp_options, tcp_syn_options
 from bucatini.datapath.timers cimport timer_arm
@@ -102,6 +102,7 @@ cdef enum:
     SHARE = 131072  # bytes to the guest in one turn of a flow, three superframes: what another flow waits for
     FRAME_COST = 1024  # a frame counts as so many of them at least: small ones are the guest's choice (MSS, window)
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
+    BEHIND_MARK = -2  # `peek`
     LATE = 64  # flows whose acknowledgement is put off at a time
     LATE_NS = 10000000  # by this much at most
     LATE_BYTES = 1400  # of a segment that may be a question
@@ -195,7 +196,7 @@ cdef void tcp_emit_reset(Worker *w, Flow *flow) noexcept nogil:
     """Send RST for a flow (T23: with ACK, but for a connection the guest never answered)."""
     cdef TcpConn *c = &flow.u.tcp.conn
     count(w, C_TCP_RST_SENT)
-    emit(w, flow, c.snd_max, TH_RST | TH_ACK)
+    emit(w, flow, tcp_ack_seq(c), TH_RST | TH_ACK)
 
 
 cdef void answer_reset(Worker *w, const FrameRef *ref) noexcept nogil:
@@ -277,10 +278,9 @@ cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
 
 
 cdef inline void peek_from(Flow *flow, uint32_t seq) noexcept nogil:
-    """Make the next read start at `seq`. A short answer is sent in one read and never needs it."""
+    """Make the next read start at `seq`, if the kernel can. A short answer is sent in one read and never needs it."""
     cdef int value = <int> (seq - flow.u.tcp.conn.snd_una)
-    flow.u.tcp.peeking = 1
-    setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value))
+    flow.u.tcp.peeking = setsockopt(flow.fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value)) == 0
 
 
 cdef inline bint is_end(Flow *flow, uint32_t n) noexcept nogil:
@@ -293,7 +293,8 @@ cdef inline bint is_end(Flow *flow, uint32_t n) noexcept nogil:
 cdef inline ssize_t peek(Worker *w, Flow *flow, uint32_t seq, uint8_t *out, uint32_t size) noexcept nogil:
     """Receive what is numbered `seq` and on, leaving it in the socket; as recv(2).
 
-    With SO_PEEK_OFF on, the socket's offset is where `seq` is: it moves on with every read.
+    With SO_PEEK_OFF on, the socket's offset is where `seq` is: it moves on with every read. Without, a read from the
+    head ends at an urgent mark in what is in flight; BEHIND_MARK: there is more, once that was acknowledged.
     """
     cdef uint32_t skip = seq - flow.u.tcp.conn.snd_una
     cdef iovec[2] iov
@@ -304,6 +305,9 @@ cdef inline ssize_t peek(Worker *w, Flow *flow, uint32_t seq, uint8_t *out, uint
     if skip == 0 or flow.u.tcp.peeking:
         return recv(flow.fd, out, size, MSG_PEEK | MSG_DONTWAIT)
     # Without SO_PEEK_OFF everything in flight is read again first
+    if skip > SCRATCH:
+        errno_set_again()
+        return -1
     memset(&message, 0, sizeof(message))
     iov[0].iov_base = batch(w).scratch
     iov[0].iov_len = skip
@@ -313,6 +317,8 @@ cdef inline ssize_t peek(Worker *w, Flow *flow, uint32_t seq, uint8_t *out, uint
     message.msg_iovlen = 2
     n = recvmsg(flow.fd, &message, MSG_PEEK | MSG_DONTWAIT)
     if n <= skip and n >= 0:
+        if n == skip and not is_end(flow, 0):
+            return BEHIND_MARK
         if n == skip and flow.u.tcp.hangup:
             return 0
         errno_set_again()
@@ -436,8 +442,11 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
             tcp_host_eof(c, w.now, &a)
             emit(w, flow, tcp_fin_seq(c), TH_FIN | TH_ACK)
             sent = True
+        elif n == BEHIND_MARK:
+            break
         elif errno == EAGAIN:
             t.readable = 0
+            tcp_drained(c)
         elif errno != EINTR:
             reset_by_host(w, flow)
             return True
@@ -508,6 +517,8 @@ cdef int deliver(Worker *w, Entry *e) noexcept nogil:
                 # The pool is empty, or the flow's part of it: nothing of the rest was acknowledged yet
                 count(w, C_TCP_OVERFLOW_EXHAUSTED)
                 tcp_refused(&t.conn, e.bytes)
+                if t.conn.kept.count == 0:  # a FIN has taken it out of the account, and comes again
+                    overflow_forget(chunks(w), t)
                 break
     t.conn.held = held
     e.count = 0
@@ -575,7 +586,7 @@ cdef void tcp_acknowledge(Worker *w) noexcept nogil:
         t.listed = 0
         if t.late:
             t.mistrusted = LATE_PENALTY
-            emit(w, flow, t.conn.snd_max, TH_ACK)
+            emit(w, flow, tcp_ack_seq(&t.conn), TH_ACK)
     batch(w).late_count = kept
 
 
@@ -587,7 +598,7 @@ cdef void settle(Worker *w, Flow *flow, bint ack) noexcept nogil:
     if a.what & TA_SHUTDOWN:
         shutdown(flow.fd, SHUT_WR)
     if ack or a.what & TA_ACK:
-        emit(w, flow, t.conn.snd_max, TH_ACK)
+        emit(w, flow, tcp_ack_seq(&t.conn), TH_ACK)
     if a.what & TA_CLOSE:
         tcp_forget(w, flow)
     elif t.conn.deadline:
@@ -870,7 +881,7 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         if e.count and deliver(w, e) < 0:
             reset_by_host(w, flow)
             return
-        emit(w, flow, c.snd_max, TH_ACK)
+        emit(w, flow, tcp_ack_seq(c), TH_ACK)
         e.ack = False
 
 

@@ -45,7 +45,7 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_re
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, O_CLOEXEC, O_NONBLOCK, SHUT_WR,
+    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, F_SETPIPE_SZ, IPPROTO_TCP, MSG_DONTWAIT, MSG_PEEK, O_CLOEXEC, O_NONBLOCK, SHUT_WR,
     SO_LINGER, SO_OOBINLINE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
     TCP_NODELAY, clock_gettime, close, connect, epoll_ctl, epoll_event, fcntl, getsockname, linger, pipe2, recv,
     setsockopt, shutdown, socket, socklen_t, splice, timespec, write,
@@ -200,7 +200,7 @@ cdef inline int socket_of(Flow *flow, int side) noexcept nogil:
 
 
 cdef ssize_t fill(Flow *flow, int side, const Pipe *pipe) noexcept nogil:
-    """Move what a side has to an empty pipe; bytes, 0 at its end, or -errno."""
+    """Move what a side has to a pipe; bytes, 0 at its end, or -errno (-EINTR: again)."""
     cdef uint8_t[COPY] buffer
     cdef int fd = socket_of(flow, side)
     cdef ssize_t n
@@ -212,6 +212,9 @@ cdef ssize_t fill(Flow *flow, int side, const Pipe *pipe) noexcept nogil:
             n = write(pipe.writer, buffer, n)
     else:
         n = splice(fd, NULL, pipe.writer, NULL, CHUNK, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+        if n == 0 and recv(fd, buffer, 1, MSG_PEEK | MSG_DONTWAIT) > 0:
+            flow.u.splice.urgent[side] = 1  # an urgent mark with a FIN behind it, which looks like the end
+            return -EINTR
     return n if n >= 0 else -errno
 
 
@@ -345,7 +348,7 @@ cdef bint pump(Worker *w, Flow *flow, int side) noexcept nogil:
             count(w, C_SPLICE_CLOSED)
             close_both(w, flow)
             return False
-    if not s.ended[side] and not s.queued:
+    if not s.ended[side] and not s.readable[side]:
         drained(w, flow, side, moved)
     return True
 

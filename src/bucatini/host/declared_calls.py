@@ -28,8 +28,8 @@ DECLARED: dict[str, tuple[str, ...]] = {
         "recvfrom", "recvmsg", "sendto", "setsockopt", "shutdown", "socket", "splice", "wait4", "write", "writev",
     ),
     "serve": (
-        "accept4", "bind", "close", "connect", "dup", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2",
-        "epoll_wait", "fstat", "ftruncate", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll", "pread64", "read",
+        "accept4", "bind", "close", "connect", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait",
+        "eventfd2", "fstat", "ftruncate", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll", "pread64", "read",
         "recvfrom", "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "write",
     ),
 }

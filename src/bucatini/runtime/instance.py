@@ -263,12 +263,17 @@ def tell_family(path: DataPath, version: int, family: PlanFamily) -> None:
 
 
 def has_peek_off() -> bool:
-    """Whether SO_PEEK_OFF works on TCP sockets (Linux 6.9)."""
-    with sockets.socket() as sock:
+    """Whether SO_PEEK_OFF works on TCP sockets: Linux 6.9, for those of IPv6 6.12."""
+    for family in (sockets.AF_INET, sockets.AF_INET6):
         try:
-            sock.setsockopt(sockets.SOL_SOCKET, SO_PEEK_OFF, 0)
+            sock = sockets.socket(family)
         except OSError:
-            return False
+            continue  # then there will be none
+        with sock:
+            try:
+                sock.setsockopt(sockets.SOL_SOCKET, SO_PEEK_OFF, 0)
+            except OSError:
+                return False
     return True
 
 

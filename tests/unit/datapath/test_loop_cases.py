@@ -214,6 +214,71 @@ def test_T26_five_hundred_connections_leave_nothing_behind(link: Link, server: s
     assert link.path.counters()["tcp_opened_guest"] >= 500
 
 
+@pytest.mark.parametrize("peek_off", [True, False])  # Linux 6.9 has it for TCP
+def test_T31_urgent_data_and_what_follows_reach_the_guest(server: socket.socket, peek_off: bool) -> None:
+    link = Link(peek_off=peek_off)
+    try:
+        with opened(link, server) as (peer, port, number):
+            peer.sendall(b"aaaa")
+            peer.send(b"b", socket.MSG_OOB)
+            peer.sendall(b"cccc")
+            peer.shutdown(socket.SHUT_WR)
+            got, finished = b"", False
+            while not finished:
+                segment = link.receive_segment()
+                at = segment.seq - number
+                assert at <= len(got)
+                got = got[:at] + segment.payload if segment.payload else got
+                finished = bool(segment.flags & FIN) and at + len(segment.payload) == len(got)
+                link.segment(40000, port, ACK, 1000, number + len(got) + finished)
+            assert got == b"aaaabcccc"
+    finally:
+        link.close()
+
+
+def test_T31_more_than_a_window_reaches_the_guest_without_peek_off(server: socket.socket) -> None:
+    data = os.urandom(3 << 20)
+    link = Link(peek_off=False)
+    try:
+        with opened(link, server) as (peer, port, number):
+            sender = threading.Thread(target=peer.sendall, args=(data,))
+            sender.start()
+            got = bytearray()
+            while len(got) < len(data):
+                segment = link.receive_segment()
+                if segment.seq - number == len(got):
+                    got += segment.payload
+                link.segment(40000, port, ACK, 1000, number + len(got))
+            sender.join(5)
+            assert bytes(got) == data
+    finally:
+        link.close()
+
+
+def test_T24_of_pieces_in_descending_order_no_more_are_kept_than_a_flow_may(link: Link, server: socket.socket) -> None:
+    """Each of them takes a block of its own, however small it is; what was not kept comes again."""
+    data = os.urandom(500)
+    options = (*WINDOW_SCALE_7, (tcp.OPTION_SACK_PERMITTED, b""))
+    port = server.getsockname()[1]
+    link.send(6, Tcp(40000, port, 999, 0, SYN, 65535, options=options).emit(GUEST, HOST))
+    number = link.receive_segment().seq + 1
+    peer, _ = server.accept()
+    with peer:
+        peer.settimeout(5)
+        for at in range(499, 0, -1):
+            link.segment(40000, port, ACK | PSH, 1000 + at, number, data[at : at + 1])
+            answer = link.receive_segment()
+        kept = struct.unpack("!II", answer.option(tcp.OPTION_SACK)[:8])
+        assert kept == (1000 + 500 - 64, 1000 + 500)
+        link.segment(40000, port, ACK | PSH, 1000, number, data)
+        got = b""
+        while len(got) < len(data):
+            got += peer.recv(1000)
+        assert got == data
+        link.segment(40000, port, ACK | PSH, 1500, number, b"next")
+        assert peer.recv(100) == b"next"
+
+
 def test_T33_short_frames_are_padded(link: Link, server: socket.socket) -> None:
     with opened(link, server) as (peer, port, number):
         peer.sendall(b"x")

@@ -414,6 +414,15 @@ def test_duplicate_acknowledgements_make_it_send_again_once_for_what_is_in_fligh
     assert [t.guest(ACK, 0, 5000) for _ in range(3)] == [set(), set(), {"rewind", "pump"}]
 
 
+def test_duplicate_acknowledgements_count_after_gigabytes_without_a_loss() -> None:
+    t = established()
+    for number in range(6):
+        t.machine.sent(1 << 29)
+        t.guest(ACK, 0, number + 1 << 29)
+    t.machine.sent(5000)
+    assert [t.guest(ACK, 0, 6 << 29) for _ in range(3)] == [set(), set(), {"rewind", "pump"}]
+
+
 def test_data_or_a_window_update_is_no_duplicate_acknowledgement() -> None:
     t = established()
     t.machine.sent(5000)
@@ -464,6 +473,18 @@ def test_T13_a_window_closed_over_data_in_flight_is_probed_not_flooded() -> None
     t.machine.sent(5000)
     t.guest(ACK, 0, 1000, window=0)
     assert t.machine.timeout(t.field("deadline")) == {"probe"}
+
+
+def test_T10_what_acknowledges_lies_within_a_window_that_was_withdrawn() -> None:
+    t = established()
+    t.machine.sent(5000)
+    assert t.machine.ack_seq() == t.field("snd_max")
+    t.guest(ACK, 0, 1000, window=0)  # it has dropped the rest
+    assert t.machine.ack_seq() == t.field("snd_una")
+    t.guest(ACK, 0, 1000, window=8)
+    assert t.machine.ack_seq() == t.field("snd_una") + 1024
+    t.guest(ACK, 0, 1000, window=512)
+    assert t.machine.ack_seq() == t.field("snd_max")
 
 
 def test_what_was_in_flight_when_the_window_closed_is_sent_again_soon_after_it_opens() -> None:
@@ -628,6 +649,38 @@ def test_T18_a_silent_guest_is_probed_and_then_given_up() -> None:
     t = established()
     t.now = t.field("deadline")
     assert t.now == 300 * SECOND
+    for _ in range(9):
+        assert t.machine.timeout(t.field("deadline")) == {"probe"}
+    assert t.machine.timeout(t.field("deadline")) == {"abort", "rst"}
+
+
+def test_T18_one_whose_window_was_full_once_is_probed_too_before_it_is_given_up() -> None:
+    t = established()
+    t.machine.sent(40_000)
+    t.machine.blocked(t.now)  # more may have come, and there is no room
+    t.guest(ACK, 0, 40_000)
+    assert t.field("deadline") == 300 * SECOND
+    for _ in range(9):
+        assert t.machine.timeout(t.field("deadline") + MS) == {"probe"}
+    assert t.machine.timeout(t.field("deadline") + MS) == {"abort", "rst"}
+
+
+def test_T18_what_the_host_has_shut_is_not_blocked_by_the_guests_window() -> None:
+    t = established()
+    t.machine.eof()
+    t.guest(ACK, 0, 1)
+    t.machine.blocked(t.now)
+    assert t.machine.timeout(t.field("deadline") + MS) == {"probe"}
+    t.guest(ACK, 0, 1, window=0)
+    t.machine.blocked(t.now)
+    assert t.field("deadline") > 10 * SECOND  # and no window is probed for it
+
+
+def test_T18_after_a_long_silence_a_closed_window_is_probed_before_the_guest_is_given_up() -> None:
+    t = established()
+    t.guest(ACK, 0, 0, window=0)
+    t.now = 299 * SECOND + 900 * MS
+    t.machine.blocked(t.now)
     for _ in range(9):
         assert t.machine.timeout(t.field("deadline")) == {"probe"}
     assert t.machine.timeout(t.field("deadline")) == {"abort", "rst"}

@@ -277,6 +277,15 @@ def test_the_end_of_all_that_was_sent_says_enough() -> None:
     assert t.repair() == [(0, MSS)]
 
 
+def test_T11_our_fin_is_no_data_and_its_block_says_enough_too() -> None:
+    t = sent(2)
+    t.machine.eof()
+    assert t.guest(ACK, 0, 0, options=blocks((MSS, 2 * MSS + 2))) == set()  # beyond all that was sent
+    assert t.guest(ACK, 0, 0, options=blocks((2 * MSS, 2 * MSS + 1))) == set()  # nothing but the FIN
+    assert t.guest(ACK, 0, 0, options=blocks((MSS, 2 * MSS + 1))) == {"repair"}
+    assert t.repair() == [(0, MSS)]
+
+
 def test_several_holes_are_filled_in_one_pass() -> None:
     t = sent(10)
     acknowledged = blocks((MSS, 2 * MSS), (3 * MSS, 4 * MSS), (6 * MSS, 8 * MSS))
