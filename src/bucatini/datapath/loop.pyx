@@ -12,7 +12,7 @@ go on. A turn has a bound too, whatever waits: frames of one batch (or `TURN`), 
 want to go on, `TIMERS` timers.
 """
 
-# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close
+# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close eventfd2
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
