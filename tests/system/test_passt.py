@@ -128,6 +128,12 @@ def test_a_forward_that_cannot_be_bound_is_an_error(passt: Passt) -> None:
     assert result.stderr == "passt: cannot listen on TCP port 8080 for '-t 8080': Address already in use\n"
 
 
+def test_udp_that_only_follows_tcp_may_be_taken(passt: Passt) -> None:
+    _busy = passt.topology.host.bind(ANY[4], 8080)
+    passt.background("-q", "-t", "8080")
+    passt.topology.host.connect("127.0.0.1", 8080).close()
+
+
 @pytest.mark.release  # a start under the sanitizers takes longer
 def test_it_has_a_user_namespace_of_its_own_within_a_second(passt: Passt) -> None:
     """What muvm waits for (`/proc/PID/ns/user`)."""
