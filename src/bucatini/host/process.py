@@ -6,6 +6,12 @@ import os
 import resource
 
 from bucatini.errors import HostError, UsageError
+from bucatini.lean.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DESCRIPTOR_MAX = 0xFFFFFFFF  # no kernel has one as high
 
 
 def occupy_standard_descriptors() -> None:
@@ -26,12 +32,34 @@ def _open_null() -> int:
 
 
 def close_inherited(*keep: int) -> None:
-    """Close every descriptor above 2 that whoever started us left open, but for `keep`."""
+    """Close every descriptor above 2 that whoever started us left open, but for `keep`.
+
+    They may be above our limit of open files, which does not hold for what was opened before it was set.
+    """
+    from bucatini.host import kernel  # a command line alone does without
+
     first = 3
-    for fd in sorted(keep):
-        os.closerange(first, fd)
-        first = max(first, fd + 1)
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    try:
+        for fd in sorted(keep):
+            if fd > first:
+                kernel.close_range(first, fd - 1)
+            first = max(first, fd + 1)
+        kernel.close_range(first, DESCRIPTOR_MAX)
+    except HostError:  # an old kernel, or a filter of calls that does not know it
+        for fd in _open_descriptors():
+            if fd > 2 and fd not in keep:
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass  # it was not open
+
+
+def _open_descriptors() -> Iterable[int]:
+    """Return the descriptors that are open, and perhaps some that are not."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # no /proc: what the limit allows
+        return range(os.sysconf("SC_OPEN_MAX"))
 
 
 def stand_apart(*keep: int) -> None:

@@ -100,6 +100,45 @@ def test_inherited_descriptors_are_closed_but_for_one() -> None:
     assert reader not in found
 
 
+NO_CALL = """
+from bucatini.host import kernel
+from bucatini.errors import HostError
+def refuse(*_):
+    raise HostError("close descriptors", 38)
+kernel.close_range = refuse
+"""
+NO_PROC = """
+listed = os.listdir
+os.listdir = lambda path: listed("/nonexistent")
+"""
+
+
+@pytest.mark.parametrize(
+    ("without", "high"),
+    [("", True), (NO_CALL, True), (NO_CALL + NO_PROC, False)],
+    ids=["close_range", "proc", "limit"],
+)
+def test_descriptors_above_the_limit_of_open_files_are_closed_too(without: str, high: bool) -> None:
+    code = f"""
+import resource
+kept, low, above = 700, 90, {2000 if high else 900}
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+for fd in (kept, low, above):
+    os.dup2(0, fd)
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+{without}
+process.close_inherited(kept)
+for fd in (0, 1, 2, kept, low, above):
+    try:
+        os.fstat(fd)
+    except OSError:
+        continue
+    print(fd)
+"""
+    assert in_child(code).stdout.split() == ["0", "1", "2", "700"]
+
+
 def test_a_pid_file_is_overwritten_and_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.write_text("something longer than a number\n" * 9)
