@@ -230,6 +230,15 @@ def ephemeral_range() -> tuple[int, int]:
         return 32768, 60999  # Linux's default
 
 
+def unprivileged_ports() -> int:
+    """Return the first port that may be bound without CAP_NET_BIND_SERVICE."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024  # Linux's default
+
+
 def have_directory() -> None:
     """Make sure that the current folder exists: one that was removed is replaced by the root."""
     try:

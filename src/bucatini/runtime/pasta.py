@@ -140,7 +140,7 @@ def start_binder(settings: Settings, identity: Identity | None) -> Maker | None:
         return None
     from bucatini.guest.maker import Maker, start_maker
 
-    _, requests = start_maker(identity, isolated=settings.isolated)
+    _, requests = start_maker(identity, isolated=settings.isolated, below=process.unprivileged_ports())
     return Maker(requests)
 
 
