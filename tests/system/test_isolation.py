@@ -195,10 +195,13 @@ FEW = 'echo 1 >/proc/sys/user/max_user_namespaces && exec "$@"'
 
 @only_unprivileged
 @pytest.mark.parametrize("program", ["pasta", "passt"])
-def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program: str) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program: str, background: bool) -> None:
     """The namespace of the test's own is one of the two that there may be; pasta's guest is the other."""
-    pid_file = pasta.workspace / "pid"
-    options = ["--pid", str(pid_file)]
+    there = pasta.workspace / "there"  # as QEMU makes its pid file
+    there.touch()
+    os.chown(there, pasta.user.uid, pasta.user.gid)
+    options = ["--pid", str(there), "--pcap", "new"] if background else ["--pid", "new", "--foreground"]
     options += ["--netns", "/proc/self/ns/net", "--netns-only"] if program == "pasta" else ["--socket", "socket"]
     inside = ["sh", "-c", FEW.replace("1 >", "0 >"), "sh", getattr(pasta.installation, program), *options]
     command = pasta.topology.host.command(["unshare", "--user", "--map-root-user", "--net", *inside], pasta.user)
@@ -210,7 +213,7 @@ def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program:
         line for line in result.stderr.splitlines() if line.startswith(f"{program}: make namespaces to serve in")
     ]
     assert "bucatini doctor" in line
-    assert not pid_file.exists() or pid_file.read_text() == ""
+    assert [path.name for path in pasta.workspace.iterdir()] == ["there"]
 
 
 # Python inside the wall

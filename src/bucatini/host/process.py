@@ -88,13 +88,53 @@ NOBODY = 65534  # what the kernel calls overflowuid; distributions agree
 ID_MAX = 0xFFFFFFFE  # the number after it means "no change" in setresuid(2)
 
 
+class Made:
+    """What a start has made in the file system, to be removed if it fails. What was there before stays."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, int, int]] = []  # absolute path, device, inode
+
+    def add(self, path: str) -> None:
+        """Remember a file that was just made."""
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return  # somebody has removed it
+        self.files.append((os.path.abspath(path), found.st_dev, found.st_ino))
+
+    def open(self, path: str, mode: int) -> int:
+        """Open an empty file to write to, following links, and remember it if it was not there. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags | os.O_EXCL, mode)
+        except FileExistsError:
+            return os.open(path, flags | os.O_TRUNC, mode)
+        self.add(path)
+        return fd
+
+    def remove(self) -> None:
+        """Remove what is still ours, as far as the user that we have become may."""
+        for path, device, inode in self.files:
+            try:
+                found = os.lstat(path)
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    os.unlink(path)
+            except OSError:
+                pass
+        self.files.clear()
+
+    def keep(self) -> None:
+        """Leave it: the start has not failed."""
+        self.files.clear()
+
+
 class PidFile:
     """A pid file, opened while paths still mean what the user meant, written when the pid is known."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, made: Made) -> None:
         self.path = path
         try:
-            self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self.fd = made.open(path, 0o644)
         except OSError as error:
             raise HostError(f"open the pid file {path}", error.errno or 0) from None
 
@@ -121,8 +161,11 @@ class Background:
         self.fd = -1
         self.null = -1
 
-    def fork(self, pid_file: PidFile | None) -> None:
+    def fork(self, pid_file: PidFile | None, made: Made) -> None:
         """Go on in a child that leads a session of its own; the parent waits for readiness and ends.
+
+        Args:
+            made: what the parent removes if the child fails, which may not see it any more.
 
         Raises:
             HostError: in the parent: the pid file could not be written, and the child was ended.
@@ -149,6 +192,8 @@ class Background:
         except HostError:
             os.kill(pid, 9)  # SIGKILL; the module of that name is not for a start that goes well
             raise
+        if status:
+            made.remove()
         os._exit(status)
 
     def ready(self) -> None:
