@@ -325,8 +325,15 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "Warnings and errors remain. Takes back --debug and --trace, and they take this back.",
                 clears=("debug", "trace"),
             ),
-            Option("debug", "d", "", "be verbose", _on, "debug", clears=("quiet",)),
-            Option("trace", "", "", "one line for each frame; implies --debug", _on, "trace", clears=("quiet",)),
+            Option(
+                "debug", "d", "", "be verbose", _on, "debug",
+                "What it adds goes to standard error, or to the file of --log-file, and never to the system log: in "
+                "the background without such a file it ends with readiness.", clears=("quiet",),
+            ),
+            Option(
+                "trace", "", "", "one line for each frame; implies --debug", _on, "trace",
+                "Not in the system log either: in the background it needs --log-file.", clears=("quiet",),
+            ),
             Option(
                 "stats", "", "SECONDS", "log counters that moved, at most that often", _number(1, 86400), "stats",
             ),

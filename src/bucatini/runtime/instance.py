@@ -278,9 +278,9 @@ def has_peek_off() -> bool:
     return True
 
 
-def summary(settings: Settings) -> Callable[[bytes], str] | None:
-    """Load what --trace shows of a frame, where it is asked for."""
-    if not settings.trace:
+def summary(settings: Settings, *, foreground: bool) -> Callable[[bytes], str] | None:
+    """Load what --trace shows of a frame, where it is asked for and somebody can read it."""
+    if not settings.trace or not (foreground or settings.log_file):
         return None
     from bucatini.wire.summary import summarise
 

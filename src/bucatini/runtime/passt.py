@@ -175,7 +175,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)
     served = Machine(instance, listener, settings.one_off)
-    instance.wrap_link(capture, summary(settings))
+    instance.wrap_link(capture, summary(settings, foreground=background is None))
     install_signals(instance)
     instance.load_services()
     instance.follow_lookout(lookout, host)

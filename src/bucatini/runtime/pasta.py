@@ -111,7 +111,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)
     open_link(instance.path, guest)
-    instance.wrap_link(capture, running.summary(settings))
+    instance.wrap_link(capture, running.summary(settings, foreground=background is None))
     if maker is not None:
         instance.follow_maker(maker, "no bypass for new connections")
         if binder is not None:
