@@ -13,7 +13,7 @@ import pytest
 from bucatini.datapath.syscall_numbers import numbers
 from bucatini.host import seccomp
 from system.machine import Machine, Passt, client, is_served
-from system.namespaces import Namespace, alive, descendants, echo, receive, wait_until
+from system.namespaces import Namespace, alive, descendants, echo, end, receive, wait_until
 from system.programs import need
 from system.servers import source
 from system.topology import GATEWAY4, SERVER, SERVER4, Guest, Pasta
@@ -73,6 +73,7 @@ def assert_walled_in(pid: int, *, background: bool) -> None:
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max core file size +0 +0 ", limits)
     assert re.search(r"Max processes +0 +0 ", limits)
+    assert {os.stat(f"/proc/{pid}/fd/{fd}").st_rdev for fd in (0, 1)} == {os.makedev(1, 3)}, "streams of its caller"
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             held, name = fd.stat(), os.readlink(fd)
@@ -126,6 +127,21 @@ def test_passt_in_the_foreground_is_walled_in(passt: Passt) -> None:
     with client(passt.socket) as sock:
         assert is_served(sock)
         assert_walled_in(process.pid, background=False)
+
+
+def test_the_foreground_holds_no_stream_of_its_caller_but_standard_error(passt: Passt) -> None:
+    given, output = passt.workspace / "given", passt.workspace / "output"
+    given.touch()
+    with given.open() as stdin, output.open("w") as stdout:
+        command = passt.argv("--foreground", "-q", "--socket", passt.socket)
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: os.path.exists(passt.socket), "the socket")
+        with client(passt.socket) as sock:
+            assert is_served(sock)
+            assert_walled_in(process.pid, background=False)
+    finally:
+        end(process)
 
 
 @only_root

@@ -62,6 +62,14 @@ def _open_descriptors() -> Iterable[int]:
         return range(os.sysconf("SC_OPEN_MAX"))
 
 
+def let_go_of_streams() -> None:
+    """In the foreground: keep standard error alone, nothing else is said or read; a command has copies of its own."""
+    null = _open_null()
+    for fd in range(2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
 def stand_apart(*keep: int) -> None:
     """In a helper that was just forked: let go of what ties it to whoever started us, descriptors but for `keep`."""
     from bucatini.lean import signals

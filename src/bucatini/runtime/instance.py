@@ -12,7 +12,7 @@ import time
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import Background
+from bucatini.host.process import Background, let_go_of_streams
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
@@ -304,6 +304,7 @@ def withdraw(
     if settings.isolated:
         isolation.own_namespaces(processes=not foreground)
     if foreground:
+        let_go_of_streams()
         return None
     log.connect_syslog()
     background = Background()
