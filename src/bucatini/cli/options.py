@@ -57,6 +57,7 @@ class Option(NamedTuple):
     not_yet: str = ""  # what is missing where the value asks for something
     hidden: bool = False  # for our own debugging: neither --help nor the man page shows it
     clears: tuple[str, ...] = ()  # fields that it takes back, whatever set them
+    same_as: str = ""  # the long name of the option of which this is a second name
 
 
 class Parsed(NamedTuple):
@@ -413,7 +414,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             ),
             Option(
                 "socket-path", "", "PATH", "the same as --socket", _socket_path, "socket_path", modes=PASST,
-                clears=("fd",),
+                clears=("fd",), same_as="socket",
             ),
             Option(
                 "fd", "F", "FD", "a connected socket that was inherited; implies --one-off", _inherited, "fd",
@@ -597,7 +598,7 @@ def parse(arguments: list[str], mode: int = PASTA) -> Parsed:
     by_name = {option.long: option for option in options}
     values: Values = {}
     operands: list[str] = []
-    specs = [Spec(option.long, option.short, bool(option.metavar)) for option in options]
+    specs = [Spec(o.long, o.short, bool(o.metavar), o.same_as, o.hidden) for o in options]
     for long, value in getopt(arguments, specs):
         if long:
             option = by_name[long]

@@ -105,6 +105,11 @@ def test_without_the_bypass_nothing_is_forwarded_from_the_namespace() -> None:
             settings(line)
 
 
+def test_what_is_hidden_makes_no_abbreviation_ambiguous() -> None:
+    assert settings("--no-i") == settings("--no-icmp")
+    assert not settings("--no-isolation").isolated
+
+
 def test_a_capability_may_be_asked_for_before_version() -> None:
     assert parse(["--host-lo-to-ns-lo", "--version"]).show == "version"
     assert parse(["-T", "auto", "-h"]).show == "help"
@@ -401,7 +406,7 @@ def test_passt_forwards_nothing_unless_told_to_and_udp_follows_tcp() -> None:
 
 def test_the_socket_of_passt() -> None:
     assert machine("-s /x").socket_path == machine("--socket=/x").socket_path == "/x"
-    assert machine("--socket-path /x").socket_path == "/x"
+    assert machine("--socket-path /x").socket_path == machine("--sock /x").socket_path == "/x"
     assert machine("-F 3") == machine("--fd 3 -1")
     assert machine("-1").one_off
     assert not machine("").one_off
