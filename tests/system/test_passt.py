@@ -153,7 +153,7 @@ def test_udp_that_only_follows_tcp_may_be_taken(passt: Passt) -> None:
 
 @pytest.mark.release  # a start under the sanitizers takes longer
 def test_it_has_a_user_namespace_of_its_own_within_a_second(passt: Passt) -> None:
-    """What muvm waits for (`/proc/PID/ns/user`)."""
+    """As root sees it. Whoever else started it is refused (`test_muvm`)."""
     process, seconds = elapsed(passt.foreground, "-q", "--socket", passt.socket)
     ours = os.readlink("/proc/self/ns/user")
     wait_until(lambda: os.readlink(f"/proc/{process.pid}/ns/user") != ours, "a user namespace", 1 - seconds)
