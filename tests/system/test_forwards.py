@@ -207,6 +207,22 @@ def test_L1_all_tolerates_a_busy_port(pasta: Pasta, protocol: str, spec: str) ->
     receiver.exchange(client_of(pasta.topology.server, protocol, HOST4, 8081, SERVER4))
 
 
+@only_root
+def test_L1_udp_follows_tcp_as_far_as_it_can_be_bound(pasta: Pasta) -> None:
+    _busy = pasta.topology.host.bind("0.0.0.0", 8080)
+    guest = pasta.guest("--config-net", "-t", "8080")
+    receiver = Receiver(guest, "tcp", HOST4, 8080)
+    receiver.exchange(client_of(pasta.topology.server, "tcp", HOST4, 8080, SERVER4))
+
+
+@only_unprivileged
+def test_L1_ports_that_are_not_the_users_do_not_count_where_only_some_are_excluded(pasta: Pasta) -> None:
+    pasta.topology.host.sysctl(net__ipv4__ip_unprivileged_port_start=1024)
+    guest = pasta.guest("--config-net", "-t", "~22")
+    receiver = Receiver(guest, "tcp", HOST4, 8080)
+    receiver.exchange(client_of(pasta.topology.server, "tcp", HOST4, 8080, SERVER4))
+
+
 @only_unprivileged
 def test_a_privileged_port_is_refused_with_advice(pasta: Pasta) -> None:
     pasta.topology.host.sysctl(net__ipv4__ip_unprivileged_port_start=1024)

@@ -13,7 +13,7 @@ import pytest
 from bucatini.datapath.syscall_numbers import numbers
 from bucatini.host import seccomp
 from system.machine import Machine, Passt, client, is_served
-from system.namespaces import Namespace, alive, descendants, echo, receive, wait_until
+from system.namespaces import Namespace, alive, descendants, echo, end, receive, wait_until
 from system.programs import need
 from system.servers import source
 from system.topology import GATEWAY4, SERVER, SERVER4, Guest, Pasta
@@ -73,6 +73,7 @@ def assert_walled_in(pid: int, *, background: bool) -> None:
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max core file size +0 +0 ", limits)
     assert re.search(r"Max processes +0 +0 ", limits)
+    assert {os.stat(f"/proc/{pid}/fd/{fd}").st_rdev for fd in (0, 1)} == {os.makedev(1, 3)}, "streams of its caller"
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             held, name = fd.stat(), os.readlink(fd)
@@ -126,6 +127,21 @@ def test_passt_in_the_foreground_is_walled_in(passt: Passt) -> None:
     with client(passt.socket) as sock:
         assert is_served(sock)
         assert_walled_in(process.pid, background=False)
+
+
+def test_the_foreground_holds_no_stream_of_its_caller_but_standard_error(passt: Passt) -> None:
+    given, output = passt.workspace / "given", passt.workspace / "output"
+    given.touch()
+    with given.open() as stdin, output.open("w") as stdout:
+        command = passt.argv("--foreground", "-q", "--socket", passt.socket)
+        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: os.path.exists(passt.socket), "the socket")
+        with client(passt.socket) as sock:
+            assert is_served(sock)
+            assert_walled_in(process.pid, background=False)
+    finally:
+        end(process)
 
 
 @only_root
@@ -195,10 +211,13 @@ FEW = 'echo 1 >/proc/sys/user/max_user_namespaces && exec "$@"'
 
 @only_unprivileged
 @pytest.mark.parametrize("program", ["pasta", "passt"])
-def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program: str) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program: str, background: bool) -> None:
     """The namespace of the test's own is one of the two that there may be; pasta's guest is the other."""
-    pid_file = pasta.workspace / "pid"
-    options = ["--pid", str(pid_file)]
+    there = pasta.workspace / "there"  # as QEMU makes its pid file
+    there.touch()
+    os.chown(there, pasta.user.uid, pasta.user.gid)
+    options = ["--pid", str(there), "--pcap", "new"] if background else ["--pid", "new", "--foreground"]
     options += ["--netns", "/proc/self/ns/net", "--netns-only"] if program == "pasta" else ["--socket", "socket"]
     inside = ["sh", "-c", FEW.replace("1 >", "0 >"), "sh", getattr(pasta.installation, program), *options]
     command = pasta.topology.host.command(["unshare", "--user", "--map-root-user", "--net", *inside], pasta.user)
@@ -210,7 +229,7 @@ def test_without_namespaces_to_serve_in_there_is_no_start(pasta: Pasta, program:
         line for line in result.stderr.splitlines() if line.startswith(f"{program}: make namespaces to serve in")
     ]
     assert "bucatini doctor" in line
-    assert not pid_file.exists() or pid_file.read_text() == ""
+    assert [path.name for path in pasta.workspace.iterdir()] == ["there"]
 
 
 # Python inside the wall

@@ -128,9 +128,32 @@ def test_a_forward_that_cannot_be_bound_is_an_error(passt: Passt) -> None:
     assert result.stderr == "passt: cannot listen on TCP port 8080 for '-t 8080': Address already in use\n"
 
 
+@pytest.mark.parametrize("default", [False, True])
+def test_a_start_that_fails_leaves_nothing_behind(passt: Passt, default: bool) -> None:
+    passt.topology.host.listen(ANY[4], 8080)
+    before = set(Path("/tmp").glob("passt_*.socket"))
+    place = [] if default else ["--socket", passt.socket]
+    options = ["-q", *place, "--pid", str(passt.workspace / "pid"), "--pcap", str(passt.workspace / "pcap")]
+    assert passt.run(*options, "-t", "8080", check=False).returncode == 1
+    assert list(passt.workspace.iterdir()) == []
+    assert set(Path("/tmp").glob("passt_*.socket")) == before
+
+
+def test_a_socket_whose_start_fails_later_is_removed(passt: Passt) -> None:
+    result = passt.run("-q", "--socket", passt.socket, "--pid", "/nonexistent/pid", check=False)
+    assert result.stderr == "passt: open the pid file /nonexistent/pid: No such file or directory\n"
+    assert not os.path.lexists(passt.socket)
+
+
+def test_udp_that_only_follows_tcp_may_be_taken(passt: Passt) -> None:
+    _busy = passt.topology.host.bind(ANY[4], 8080)
+    passt.background("-q", "-t", "8080")
+    passt.topology.host.connect("127.0.0.1", 8080).close()
+
+
 @pytest.mark.release  # a start under the sanitizers takes longer
 def test_it_has_a_user_namespace_of_its_own_within_a_second(passt: Passt) -> None:
-    """What muvm waits for (`/proc/PID/ns/user`)."""
+    """As root sees it. Whoever else started it is refused (`test_muvm`)."""
     process, seconds = elapsed(passt.foreground, "-q", "--socket", passt.socket)
     ours = os.readlink("/proc/self/ns/user")
     wait_until(lambda: os.readlink(f"/proc/{process.pid}/ns/user") != ours, "a user namespace", 1 - seconds)

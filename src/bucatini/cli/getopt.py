@@ -23,6 +23,8 @@ class Spec(NamedTuple):
     long: str
     short: str  # one letter, or empty
     takes_value: bool
+    same_as: str = ""  # the long name of another option of which this is a second name
+    hidden: bool = False  # found by its full name alone
 
 
 def getopt(arguments: list[str], specs: Iterable[Spec]) -> Iterator[tuple[str, str]]:
@@ -74,12 +76,14 @@ def getopt(arguments: list[str], specs: Iterable[Spec]) -> Iterator[tuple[str, s
 
 
 def _find(table: list[Spec], name: str, word: str) -> Spec:
-    """Return the option of this name or unambiguous beginning."""
-    matches = []
+    """Return the option of this name or unambiguous beginning; two names of one option are not ambiguous."""
+    matches: list[Spec] = []
     for spec in table:
         if spec.long == name:
             return spec
-        if spec.long.startswith(name):
+        if spec.hidden or not spec.long.startswith(name):
+            continue
+        if not matches or (spec.same_as or spec.long) != (matches[0].same_as or matches[0].long):
             matches.append(spec)
     if not matches:
         raise GetoptError(f"unrecognized option '{word}'")

@@ -69,7 +69,8 @@ OPTIONS = r""".SH OPTIONS
 Options end at the first operand, or at
 .BR \-\- .
 Long options may be abbreviated as long as they stay unambiguous. An option may be given again; then the last one
-counts, unless it says otherwise below.
+counts, unless it says otherwise below. So does the last of options that take each other back. What is said of an IP
+version that is off has no effect; ports at an address of it are refused.
 """
 
 PORTS = r""".SH "PORT SPECIFICATIONS"

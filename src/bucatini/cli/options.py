@@ -2,9 +2,11 @@
 
 Each record says how an option is written, what it means in a line, how its value is checked and where it is kept.
 Values are collected under the field names of `Settings`, plus a few that only `parse` needs; `parse` then checks what
-only shows when all are known. Of an option that comes again the last counts, unless its record says otherwise. What
-is wrong raises `UsageError` with one line that names option and value; what is right but cannot be done yet
-`NotYetError`, after everything else was checked.
+only shows when all are known. Of an option that comes again the last counts, unless its record says otherwise; and so
+does the last of those that contradict each other (`clears`): callers put their own before or behind a user's. What is
+said of an IP version that is off has no effect, but for ports to be bound at an address of it. What is wrong raises
+`UsageError` with one line that names option and value; what is right but cannot be done yet `NotYetError`, after
+everything else was checked.
 
 Nothing here looks at the host: whether an interface or a file exists shows when it is used.
 """
@@ -54,6 +56,8 @@ class Option(NamedTuple):
     modes: int = BOTH
     not_yet: str = ""  # what is missing where the value asks for something
     hidden: bool = False  # for our own debugging: neither --help nor the man page shows it
+    clears: tuple[str, ...] = ()  # fields that it takes back, whatever set them
+    same_as: str = ""  # the long name of the option of which this is a second name
 
 
 class Parsed(NamedTuple):
@@ -95,7 +99,6 @@ def _inherited(values: Values, dest: str, name: str, text: str) -> None:
     if not _is_number(text) or not 3 <= int(text) < 1 << 20:
         raise bad(name, text, "not a descriptor of its own, from 3")
     values[dest] = int(text)
-    values["one_off"] = True
 
 
 def _path(values: Values, dest: str, name: str, text: str) -> None:
@@ -318,9 +321,20 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "Messages",
         (
-            Option("quiet", "q", "", "no informational output", _on, "quiet", "Warnings and errors remain."),
-            Option("debug", "d", "", "be verbose", _on, "debug"),
-            Option("trace", "", "", "one line for each frame; implies --debug", _on, "trace"),
+            Option(
+                "quiet", "q", "", "no informational output", _on, "quiet",
+                "Warnings and errors remain. Takes back --debug and --trace, and they take this back.",
+                clears=("debug", "trace"),
+            ),
+            Option(
+                "debug", "d", "", "be verbose", _on, "debug",
+                "What it adds goes to standard error, or to the file of --log-file, and never to the system log: in "
+                "the background without such a file it ends with readiness.", clears=("quiet",),
+            ),
+            Option(
+                "trace", "", "", "one line for each frame; implies --debug", _on, "trace",
+                "Not in the system log either: in the background it needs --log-file.", clears=("quiet",),
+            ),
             Option(
                 "stats", "", "SECONDS", "log counters that moved, at most that often", _number(1, 86400), "stats",
             ),
@@ -346,12 +360,18 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "Namespaces",
         (
-            Option("userns", "", "PATH", "user namespace to join", _path, "userns", modes=PASTA),
+            Option(
+                "userns", "", "PATH", "user namespace to join", _path, "userns",
+                "Takes back --netns-only, and that takes this back.", modes=PASTA, clears=("netns_only",),
+            ),
             Option(
                 "netns", "", "PATH|NAME", "network namespace to join", _path, "netns",
                 "A name is looked up in /run/netns. Without --userns, no user namespace is joined.", modes=PASTA,
             ),
-            Option("netns-only", "", "", "join or make no user namespace", _on, "netns_only", modes=PASTA),
+            Option(
+                "netns-only", "", "", "join or make no user namespace", _on, "netns_only", modes=PASTA,
+                clears=("userns",),
+            ),
             Option(
                 "no-netns-quit", "", "", "keep running when the namespace is gone", _off, "netns_quit", modes=PASTA
             ),
@@ -389,12 +409,16 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         (
             Option(
                 "socket", "s", "PATH", "UNIX socket to listen on for QEMU", _socket_path, "socket_path",
-                "Default the first of /tmp/passt_1.socket to /tmp/passt_64.socket that nobody uses.", modes=PASST,
+                "Default the first of /tmp/passt_1.socket to /tmp/passt_64.socket that nobody uses. "
+                "Takes back --fd, and that takes this back.", modes=PASST, clears=("fd",),
             ),
-            Option("socket-path", "", "PATH", "the same as --socket", _socket_path, "socket_path", modes=PASST),
+            Option(
+                "socket-path", "", "PATH", "the same as --socket", _socket_path, "socket_path", modes=PASST,
+                clears=("fd",), same_as="socket",
+            ),
             Option(
                 "fd", "F", "FD", "a connected socket that was inherited; implies --one-off", _inherited, "fd",
-                modes=PASST,
+                modes=PASST, clears=("socket_path",),
             ),
             Option("one-off", "1", "", "end when the client disconnects", _on, "one_off", modes=PASST),
             Option(
@@ -422,8 +446,12 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "Addresses",
         (
-            Option("ipv4-only", "4", "", "IPv4 only", _on, "ipv4_only"),
-            Option("ipv6-only", "6", "", "IPv6 only", _on, "ipv6_only"),
+            Option(
+                "ipv4-only", "4", "", "IPv4 only", _on, "ipv4_only", "Takes back --ipv6-only.", clears=("ipv6_only",)
+            ),
+            Option(
+                "ipv6-only", "6", "", "IPv6 only", _on, "ipv6_only", "Takes back --ipv4-only.", clears=("ipv4_only",)
+            ),
             Option(
                 "interface", "i", "NAME", "host interface to take addresses and routes from", _interface, "interface",
                 "By default, for each IP version, the one of the first default route, or else of the first route.",
@@ -570,20 +598,23 @@ def parse(arguments: list[str], mode: int = PASTA) -> Parsed:
     by_name = {option.long: option for option in options}
     values: Values = {}
     operands: list[str] = []
-    specs = [Spec(option.long, option.short, bool(option.metavar)) for option in options]
+    specs = [Spec(o.long, o.short, bool(o.metavar), o.same_as, o.hidden) for o in options]
     for long, value in getopt(arguments, specs):
         if long:
             option = by_name[long]
             # Port specifications are best known by their letter
             name = f"-{option.short}" if option.take is _ports else f"--{long}"
             option.take(values, option.dest, name, value)
+            for other in option.clears:
+                values.pop(other, None)
             if "show" in values:
                 return Parsed(Settings(), values["show"])
         else:
             operands.append(value)
     _check_families(values)
     _finish_addresses(values)
-    _check_messages(values)
+    if values.get("trace"):
+        values["debug"] = True
     if mode == PASTA:
         _check_splice(values)
         _check_process(values, operands)
@@ -599,27 +630,11 @@ def parse(arguments: list[str], mode: int = PASTA) -> Parsed:
 
 
 def _check_families(values: Values) -> None:
-    """Refuse what contradicts -4 or -6."""
-    only4, only6 = values.get("ipv4_only"), values.get("ipv6_only")
-    if only4 and only6:
-        raise UsageError("--ipv4-only: does not go with --ipv6-only")
-    if not (only4 or only6):
-        return
-    off, version = ("6", "--ipv4-only") if only4 else ("4", "--ipv6-only")
-    for dest, option in (
-        ("address", "--address"),
-        ("gateway", "--gateway"),
-        ("outbound", "--outbound"),
-        ("outbound_if", "--outbound-if" + off),
-        ("dns_host", "--dns-host"),
-    ):
-        if values.get(dest + off) is not None:
-            raise UsageError(f"{option}: '{values[dest + off]}' does not go with {version}")
-    if only6 and "netmask" in values:
-        raise UsageError(f"--netmask: '{values['netmask']}' does not go with {version}")
-    for key, _ in AUTO:
-        for spec in values.get(key, ()):
-            _check_spec_family(spec, off, version)
+    """Refuse to bind where -4 or -6 leaves nothing to bind."""
+    for off, option, only in (("6", "--ipv4-only", "ipv4_only"), ("4", "--ipv6-only", "ipv6_only")):
+        for key, _ in AUTO if values.get(only) else ():
+            for spec in values.get(key, ()):
+                _check_spec_family(spec, off, option)
 
 
 def _check_spec_family(spec: ForwardSpec, off: str, version: str) -> None:
@@ -642,13 +657,6 @@ def _finish_addresses(values: Values) -> None:
         values["no_ndp"] = True
 
 
-def _check_messages(values: Values) -> None:
-    if values.get("trace"):
-        values["debug"] = True
-    if values.get("quiet") and values.get("debug"):
-        raise UsageError(f"--quiet: does not go with {'--trace' if values.get('trace') else '--debug'}")
-
-
 def _check_splice(values: Values) -> None:
     if values.get("no_splice"):
         for dest, name in (("host_lo_to_ns_lo", "--host-lo-to-ns-lo"), ("splice_only", "--splice-only")):
@@ -661,10 +669,8 @@ def _check_splice(values: Values) -> None:
 
 
 def _check_process(values: Values, operands: list[str]) -> None:
-    """Tell a process number from a command, and refuse namespaces that contradict each other."""
+    """Tell a process number from a command, and refuse namespaces that contradict it."""
     netns, userns = values.get("netns"), values.get("userns")
-    if values.get("netns_only") and userns is not None:
-        raise UsageError(f"--userns: '{shown(userns)}' does not go with --netns-only")
     first = operands[0] if operands else ""
     if len(operands) == 1 and first.isascii() and first.isdigit():
         if not _is_number(first) or not 0 < int(first) < PID_LIMIT:
@@ -686,8 +692,8 @@ def _check_machine(values: Values, operands: list[str]) -> None:
     """Check what only a virtual machine's command line can have wrong, and announce names unless told not to."""
     if operands:
         raise UsageError(f"'{shown(operands[0])}': there are no operands, only options")
-    if values.get("fd") is not None and values.get("socket_path") is not None:
-        raise UsageError(f"--fd: '{values['fd']}' does not go with --socket")
+    if values.get("fd") is not None:
+        values["one_off"] = True
     for dest in ("tcp_ports", "udp_ports"):
         for spec in values.get(dest, ()):
             if spec.auto:

@@ -17,7 +17,8 @@ asked for.
 
 Requests and replies are structs of one layout for the pool and for Python, which has a socket of its own to the maker:
 bound listeners (BIND); netlink sockets (DIAG), or files of /proc/net (TABLE), to look at those of the namespace. The
-maker ends with either socket.
+maker ends with either socket. One that stays on the host, for its right to bind low ports, makes nothing else: whoever
+took over the process that asks gets no more of it.
 """
 
 # syscalls pasta: poll ppoll sendto recvmsg epoll_ctl close
@@ -41,7 +42,7 @@ from bucatini.datapath.worker cimport REF_SOCKETS, count, count_n
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EAFNOSUPPORT, EAGAIN, EINTR, EMFILE, EINVAL, ENOMEM
+    int errno, EAFNOSUPPORT, EAGAIN, EINTR, EMFILE, EINVAL, ENOMEM, EPERM
 
 
 cdef extern from "<fcntl.h>" nogil:
@@ -297,8 +298,8 @@ cdef int open_table(const Request *request) noexcept nogil:
     return fd if fd >= 0 else -errno
 
 
-cdef bint serve(int sock) noexcept nogil:
-    """Do what one request says; whether there may be more."""
+cdef bint serve(int sock, uint32_t below) noexcept nogil:
+    """Do what one request says; whether there may be more. `below`: as for `make_sockets`."""
     cdef Request request
     cdef Reply reply
     cdef int[REFILL] made
@@ -316,7 +317,9 @@ cdef bint serve(int sock) noexcept nogil:
         if request.what == MAKE:
             wanted = request.count if request.count < REFILL else REFILL
         while n < wanted:
-            if request.what == MAKE:
+            if below and (request.what != BIND_ or request.port == 0 or request.port >= below):
+                fd = -EPERM
+            elif request.what == MAKE:
                 fd = new_socket(&request)
             elif request.what == BIND_:
                 fd = bind_listener(&request)
@@ -352,8 +355,12 @@ cdef bint serve(int sock) noexcept nogil:
     return size > 0
 
 
-def make_sockets(int pool, int requests):
-    """Be the maker: make what is asked for on either socket (SOCK_SEQPACKET, blocking) until one of them ends."""
+def make_sockets(int pool, int requests, uint32_t below=0):
+    """Be the maker: make what is asked for on either socket (SOCK_SEQPACKET, blocking) until one of them ends.
+
+    Args:
+        below: only bind, and only ports below this one; 0: make whatever is asked for.
+    """
     cdef pollfd[2] wait
     cdef bint more = True
     cdef int i
@@ -367,4 +374,4 @@ def make_sockets(int pool, int requests):
                 continue
             for i in range(2):
                 if more and wait[i].revents:
-                    more = serve(wait[i].fd)
+                    more = serve(wait[i].fd, below)

@@ -28,7 +28,7 @@ PENDING = 64  # requests under way at most, afterwards
 # syscalls maker: socket setsockopt bind listen recvfrom recvmsg sendto sendmsg openat
 
 
-def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[int, int]:
+def start_maker(identity: tuple[int, int] | None, *, isolated: bool, below: int = 0) -> tuple[int, int]:
     """Leave a process behind in the current namespaces, and return our ends: for the pool, for requests.
 
     Nobody waits for it: a command that is about to be run here must not find a child that it did not start.
@@ -36,6 +36,7 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
     Args:
         identity: whom to be, uid and gid, where we are still root of the first user namespace.
         isolated: it keeps no right but that to bind low ports.
+        below: it binds ports below this one and does nothing else; 0: whatever it is asked for.
     """
     ours, theirs = zip(*(sockets.socketpair(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) for _ in range(2)), strict=True)
     between = os.fork()
@@ -51,7 +52,7 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool) -> tuple[in
                 if isolated:
                     isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
                 isolation.tell_confined(requests)
-                socket_pool.make_sockets(pool, requests)
+                socket_pool.make_sockets(pool, requests, below)
         finally:
             os._exit(0)
     os.waitpid(between, 0)

@@ -7,6 +7,7 @@ in the kernel's headers.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from bucatini.errors import HostError
@@ -78,6 +79,15 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
     """Mount (mount(2))."""
     type_ = None if kind is None else kind.encode()
     _check(_libc.mount(source.encode(), os.fsencode(target), type_, flags, options.encode() or None), f"mount {target}")
+
+
+def close_range(first: int, last: int) -> None:
+    """Close every descriptor from `first` to `last`, open or not (close_range(2), Linux 5.9)."""
+    try:
+        close = _libc.close_range
+    except AttributeError:  # an older C library
+        raise HostError("close descriptors", errno.ENOSYS) from None
+    _check(close(ctypes.c_uint(first), ctypes.c_uint(last), 0), "close descriptors")
 
 
 def die_with_parent(signal: int) -> None:

@@ -6,6 +6,12 @@ import os
 import resource
 
 from bucatini.errors import HostError, UsageError
+from bucatini.lean.record import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DESCRIPTOR_MAX = 0xFFFFFFFF  # no kernel has one as high
 
 
 def occupy_standard_descriptors() -> None:
@@ -26,12 +32,42 @@ def _open_null() -> int:
 
 
 def close_inherited(*keep: int) -> None:
-    """Close every descriptor above 2 that whoever started us left open, but for `keep`."""
+    """Close every descriptor above 2 that whoever started us left open, but for `keep`.
+
+    They may be above our limit of open files, which does not hold for what was opened before it was set.
+    """
+    from bucatini.host import kernel  # a command line alone does without
+
     first = 3
-    for fd in sorted(keep):
-        os.closerange(first, fd)
-        first = max(first, fd + 1)
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    try:
+        for fd in sorted(keep):
+            if fd > first:
+                kernel.close_range(first, fd - 1)
+            first = max(first, fd + 1)
+        kernel.close_range(first, DESCRIPTOR_MAX)
+    except HostError:  # an old kernel, or a filter of calls that does not know it
+        for fd in _open_descriptors():
+            if fd > 2 and fd not in keep:
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass  # it was not open
+
+
+def _open_descriptors() -> Iterable[int]:
+    """Return the descriptors that are open, and perhaps some that are not."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # no /proc: what the limit allows
+        return range(os.sysconf("SC_OPEN_MAX"))
+
+
+def let_go_of_streams() -> None:
+    """In the foreground: keep standard error alone, nothing else is said or read; a command has copies of its own."""
+    null = _open_null()
+    for fd in range(2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def stand_apart(*keep: int) -> None:
@@ -60,13 +96,53 @@ NOBODY = 65534  # what the kernel calls overflowuid; distributions agree
 ID_MAX = 0xFFFFFFFE  # the number after it means "no change" in setresuid(2)
 
 
+class Made:
+    """What a start has made in the file system, to be removed if it fails. What was there before stays."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, int, int]] = []  # absolute path, device, inode
+
+    def add(self, path: str) -> None:
+        """Remember a file that was just made."""
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return  # somebody has removed it
+        self.files.append((os.path.abspath(path), found.st_dev, found.st_ino))
+
+    def open(self, path: str, mode: int) -> int:
+        """Open an empty file to write to, following links, and remember it if it was not there. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags | os.O_EXCL, mode)
+        except FileExistsError:
+            return os.open(path, flags | os.O_TRUNC, mode)
+        self.add(path)
+        return fd
+
+    def remove(self) -> None:
+        """Remove what is still ours, as far as the user that we have become may."""
+        for path, device, inode in self.files:
+            try:
+                found = os.lstat(path)
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    os.unlink(path)
+            except OSError:
+                pass
+        self.files.clear()
+
+    def keep(self) -> None:
+        """Leave it: the start has not failed."""
+        self.files.clear()
+
+
 class PidFile:
     """A pid file, opened while paths still mean what the user meant, written when the pid is known."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, made: Made) -> None:
         self.path = path
         try:
-            self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self.fd = made.open(path, 0o644)
         except OSError as error:
             raise HostError(f"open the pid file {path}", error.errno or 0) from None
 
@@ -93,8 +169,11 @@ class Background:
         self.fd = -1
         self.null = -1
 
-    def fork(self, pid_file: PidFile | None) -> None:
+    def fork(self, pid_file: PidFile | None, made: Made) -> None:
         """Go on in a child that leads a session of its own; the parent waits for readiness and ends.
+
+        Args:
+            made: what the parent removes if the child fails, which may not see it any more.
 
         Raises:
             HostError: in the parent: the pid file could not be written, and the child was ended.
@@ -121,6 +200,8 @@ class Background:
         except HostError:
             os.kill(pid, 9)  # SIGKILL; the module of that name is not for a start that goes well
             raise
+        if status:
+            made.remove()
         os._exit(status)
 
     def ready(self) -> None:
@@ -200,6 +281,15 @@ def ephemeral_range() -> tuple[int, int]:
         return int(first), int(last)
     except (OSError, ValueError):
         return 32768, 60999  # Linux's default
+
+
+def unprivileged_ports() -> int:
+    """Return the first port that may be bound without CAP_NET_BIND_SERVICE."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024  # Linux's default
 
 
 def have_directory() -> None:

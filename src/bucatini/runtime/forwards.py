@@ -1,9 +1,9 @@
 """Binding forwards: rules in, bound sockets out.
 
 On the host a port without address goes on one dual-stack socket where both versions are on. Ports that were named must
-bind; those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a rule's could be
-bound. UDP sockets are bound without SO_REUSEADDR, so that a port in use is noticed, and get it afterwards, so that the
-sockets of their flows can share the port.
+bind; those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a specification's
+could be bound; where UDP only follows TCP (`follows`) none has to be. UDP sockets are bound without SO_REUSEADDR, so
+that a port in use is noticed, and get it afterwards, so that the sockets of their flows can share the port.
 
 In the namespace (-T, -U) the maker binds: to its loopback interface, unless an address or interface was given.
 """
@@ -99,7 +99,7 @@ def bind_forwards(
     """Bind every port of every rule; `bind` binds one, or raises OSError.
 
     Raises:
-        HostError: a port that was named cannot be bound, or none of a weak rule could.
+        HostError: a port that was named cannot be bound, or none of a weak specification's could.
     """
     bound: list[Bound] = []
     rules = list(rules)
@@ -108,6 +108,8 @@ def bind_forwards(
     waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule in rules if rule.weak))
     stops: dict[tuple[int, str], int] = {}  # descriptor at which it has had its part
     stopped: set[tuple[int, str]] = set()
+    some: set[tuple[int, str]] = set()  # of which a port could be bound
+    failures: dict[tuple[int, str], OSError] = {}  # the last of each that must have one
     for rule in rules:
         weak = rule.protocol, rule.text
         if weak in stopped:
@@ -115,27 +117,30 @@ def bind_forwards(
         if rule.weak and weak not in stops:
             used = bound[-1].fd if bound else 0
             stops[weak] = used + (limit - used) // (len(waiting) - len(stops))
-        before = len(bound)
-        failure: OSError | None = None
         for port in range(rule.first, rule.last + 1):
             try:
                 entry = bind(rule, port)
             except OSError as error:
-                failure = error
                 if not rule.weak:
                     name = "TCP" if rule.protocol == sockets.IPPROTO_TCP else "UDP"
                     raise HostError(
                         f"cannot listen on {name} port {port} for '{rule.text}'", error.errno or 0, _advice(error, port)
                     ) from None
+                if not rule.follows:
+                    failures[weak] = error
                 continue
             bound.append(entry)
-            if rule.weak and limit > 0 and entry.fd >= stops[weak]:
+            if not rule.weak:
+                continue
+            some.add(weak)
+            if limit > 0 and entry.fd >= stops[weak]:
                 name = "TCP" if rule.protocol == sockets.IPPROTO_TCP else "UDP"
                 warn(f"'{rule.text}': stopped at {name} port {port}, the limit of open files is near")
                 stopped.add(weak)
                 break
-        if len(bound) == before and failure is not None:
-            raise HostError(f"cannot listen on any port for '{rule.text}'", failure.errno or 0)
+    for weak, failure in failures.items():
+        if weak not in some:
+            raise HostError(f"cannot listen on any port for '{weak[1]}'", failure.errno or 0)
     return bound
 
 

@@ -12,7 +12,7 @@ import time
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import Background, PidFile
+from bucatini.host.process import Background, let_go_of_streams
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bucatini.guest.maker import Maker
+    from bucatini.host.process import Made, PidFile
     from bucatini.host.resolv import Resolvers
     from bucatini.plan.ports import ForwardRule
     from bucatini.plan.settings import Settings
@@ -277,34 +278,37 @@ def has_peek_off() -> bool:
     return True
 
 
-def summary(settings: Settings) -> Callable[[bytes], str] | None:
-    """Load what --trace shows of a frame, where it is asked for."""
-    if not settings.trace:
+def summary(settings: Settings, *, foreground: bool) -> Callable[[bytes], str] | None:
+    """Load what --trace shows of a frame, where it is asked for and somebody can read it."""
+    if not settings.trace or not (foreground or settings.log_file):
         return None
     from bucatini.wire.summary import summarise
 
     return summarise
 
 
-def open_capture(path: str | None) -> int:
+def open_capture(path: str | None, made: Made) -> int:
     """Open the file of --pcap; -1 without one."""
     if path is None:
         return -1
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return made.open(path, 0o600)
     except OSError as error:
         raise HostError(f"open the capture file {path}", error.errno or 0) from None
 
 
-def withdraw(settings: Settings, pid_file: PidFile | None, log: Log, *, foreground: bool) -> Background | None:
+def withdraw(
+    settings: Settings, pid_file: PidFile | None, made: Made, log: Log, *, foreground: bool
+) -> Background | None:
     """Move to namespaces of our own, and to the background unless `foreground`; returns what to tell readiness to."""
     if settings.isolated:
         isolation.own_namespaces(processes=not foreground)
     if foreground:
+        let_go_of_streams()
         return None
     log.connect_syslog()
     background = Background()
-    background.fork(pid_file)
+    background.fork(pid_file, made)
     return background
 
 

@@ -1,9 +1,10 @@
 """Where messages go: standard error, the system log in the background, or a file of bounded size.
 
-A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. An entry
-is one line: what is unprintable in it is escaped, since some of it comes from the guest. With a file, standard error
-still gets warnings and errors until the background. The file and the way to the system log are opened while the file
-system can be seen; nothing is opened later.
+A logger of our own, since the standard one costs a start 10 ms. Levels: error, warning, info, debug, trace. An entry is
+one line: what is unprintable in it is escaped, since some of it comes from the guest. With a file, standard error still
+gets warnings and errors until the background. What --debug and --trace add goes to standard error or to the file, never
+to the system log, which is not to be flooded by what the guest sends. The file and the way to the system log are opened
+while the file system can be seen; nothing is opened later.
 
 Failure: a file that cannot be opened is an error of the start. After that, what cannot be written at once is lost: a
 full disk or pipe must neither stop nor end the traffic. The file is never left with half an entry.
@@ -20,7 +21,7 @@ from bucatini.lean import sockets
 
 # syscalls serve: write poll ppoll fstat newfstatat pread64 ftruncate sendto
 
-ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is sent as debug
+ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is our own
 NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug", TRACE: "trace"}
 FACILITY = 3 << 3  # daemon, RFC 5424 §6.2.1
 SYSLOG = "/dev/log"
@@ -124,6 +125,8 @@ class Log:
     def to_background(self) -> None:
         """From now on there is no standard error: the system log takes over where there is no file."""
         self.stderr = False
+        if self.fd < 0:
+            self.level = min(self.level, INFO)
 
     def close(self) -> None:
         """Close the file and the way to the system log."""
@@ -163,7 +166,7 @@ class Log:
         now = time.localtime()
         clock = f"{now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02}"
         stamp = f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {clock}"  # RFC 3164 §4.1.2, whatever the locale
-        entry = f"<{FACILITY | min(level, DEBUG)}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace")
+        entry = f"<{FACILITY | level}>{stamp} {self.name}[{os.getpid()}]: {text}".encode(errors="replace")
         try:
             if self.syslog is not None:
                 self.syslog.send(entry)

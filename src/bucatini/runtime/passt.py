@@ -1,8 +1,9 @@
 """One run of passt, from settings to the end: each stage a function, in the order in which they must come.
 
 1. `look_at_host`, `make_plan`: what the host has and what follows from it. Nothing is changed yet.
-2. The socket for QEMU: bound, or taken over. Whoever waits for our parent can connect from readiness on.
-3. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+2. `bind_forwards`: as whoever started us, low ports included.
+3. What is seen in the file system, when little is left that could fail: the socket for QEMU, bound unless it was
+   inherited, so that whoever waits for our parent can connect from readiness on; capture and pid file.
 4. Root is given up (`become`).
 5. The lookout is left outside (`runtime/lookout`). `own_namespaces`; the background, where asked for, is forked.
 6. `Instance`, `Machine`: the compiled loop gets the plan, the listeners, and Python its upcalls.
@@ -10,7 +11,7 @@
 8. Readiness: pid file complete, the parent exits 0.
 9. The loop, until SIGTERM or SIGQUIT, or with --one-off the client's end.
 
-A failure up to readiness prints one line.
+A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it.
 """
 
 from __future__ import annotations
@@ -135,6 +136,16 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     Raises:
         BucatiniError: start-up failed.
     """
+    made = process.Made()
+    try:
+        return serve(settings, log, now, made)
+    except BaseException:
+        made.remove()
+        raise
+
+
+def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Made) -> int:
+    """Start, and serve until the end; what is left in `made` is to be removed."""
     host = look_at_host(settings)
     plan = make_plan(settings, host)
     for text in plan.warnings:
@@ -144,27 +155,27 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     listener = client = None
     if settings.fd is not None:
         client = machine.inherited(settings.fd)
-    else:
-        listener, path = machine.listen(settings.socket_path)
-        log.info(f"QEMU: -netdev stream,id=net0,server=off,addr.type=unix,addr.path={path}")
     process.raise_descriptor_limit()
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
     inward = forward_rules(settings, process.ephemeral_range())
     bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
-    # With nothing left that usually fails, so that no empty files stay behind
-    capture = open_capture(settings.pcap)
-    pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
+    if client is None:
+        listener, path = machine.listen(settings.socket_path)
+        made.add(path)
+        log.info(f"QEMU: -netdev stream,id=net0,server=off,addr.type=unix,addr.path={path}")
+    capture = open_capture(settings.pcap, made)
+    pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
     if uid:
         process.become(uid, gid)
     lookout = start_lookout(None, (host.nameservers, host.search), isolated=settings.isolated)
-    background = withdraw(settings, pid_file, log, foreground=settings.foreground)
+    background = withdraw(settings, pid_file, made, log, foreground=settings.foreground)
     describe(plan, bound, log)
     instance = Instance(settings, plan, log, max(1, len(bound)))
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)
     served = Machine(instance, listener, settings.one_off)
-    instance.wrap_link(capture, summary(settings))
+    instance.wrap_link(capture, summary(settings, foreground=background is None))
     install_signals(instance)
     instance.load_services()
     instance.follow_lookout(lookout, host)
@@ -175,6 +186,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     else:
         log.to_background()
         background.ready()
+    made.keep()
     if client is not None:
         served.take(client)
     try:

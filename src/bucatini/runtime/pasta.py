@@ -11,7 +11,7 @@
 8. Readiness: pid file complete, the command told to go, the parent exits 0.
 9. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
 
-A failure up to readiness prints one line and leaves nothing behind.
+A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,16 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     Raises:
         BucatiniError: start-up failed.
     """
+    made = process.Made()
+    try:
+        return serve(settings, log, now, made)
+    except BaseException:
+        made.remove()
+        raise
+
+
+def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Made) -> int:
+    """Start, and serve until the end; what is left in `made` is to be removed."""
     spawning = settings.target_pid is None and settings.netns is None
     host = look_at_host(settings)
     plan = make_plan(settings, host)
@@ -86,23 +96,22 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
 
         maker = Maker(guest.maker.requests)
         bound += bind_forwards(outward, lambda rule, port: bind_in_namespace(rule, port, versions, maker), log.warning)
-    # With nothing left that usually fails, so that no empty files stay behind
-    capture = running.open_capture(settings.pcap)
-    pid_file = process.PidFile(settings.pid_file) if settings.pid_file is not None else None
+    capture = running.open_capture(settings.pcap, made)
+    pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
     binder = start_binder(settings, identity)
     if identity is not None:
         process.become(identity.uid, identity.gid)
     lookout = -1
     if watch is not None or not settings.splice_only:
         lookout = start_lookout(watch, (host.nameservers, host.search), isolated=settings.isolated)
-    background = running.withdraw(settings, pid_file, log, foreground=settings.foreground or spawning)
+    background = running.withdraw(settings, pid_file, made, log, foreground=settings.foreground or spawning)
     describe(plan, guest, bound, log)
     instance = running.Instance(settings, plan, log, len(bound) + AUTO_LISTENERS, guest.child)
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)
     open_link(instance.path, guest)
-    instance.wrap_link(capture, running.summary(settings))
+    instance.wrap_link(capture, running.summary(settings, foreground=background is None))
     if maker is not None:
         instance.follow_maker(maker, "no bypass for new connections")
         if binder is not None:
@@ -122,6 +131,7 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     if background is not None:
         log.to_background()
         background.ready()
+    made.keep()
     if guest.child:
         instance.on_child()
     try:
@@ -140,7 +150,7 @@ def start_binder(settings: Settings, identity: Identity | None) -> Maker | None:
         return None
     from bucatini.guest.maker import Maker, start_maker
 
-    _, requests = start_maker(identity, isolated=settings.isolated)
+    _, requests = start_maker(identity, isolated=settings.isolated, below=process.unprivileged_ports())
     return Maker(requests)
 
 

@@ -135,6 +135,37 @@ def test_the_messages_are_those_that_callers_look_for(line: list[str], message: 
     assert str(caught.value) == message
 
 
+SECOND_NAMES = (
+    Spec("socket", "s", True),
+    Spec("socket-path", "", True, same_as="socket"),
+    Spec("search", "", True),
+    Spec("no-tcp", "", False),
+    Spec("no-isolation", "", False, hidden=True),
+)
+
+
+@pytest.mark.parametrize("word", ["--sock", "--so", "--socket"])
+def test_two_names_of_one_option_are_not_ambiguous(word: str) -> None:
+    assert list(getopt([word, "/x"], SECOND_NAMES)) == [("socket", "/x")]
+
+
+def test_a_second_name_is_found_by_what_is_its_own() -> None:
+    assert list(getopt(["--socket-p", "/x"], SECOND_NAMES)) == [("socket-path", "/x")]
+
+
+def test_among_other_options_one_of_two_names_is_shown() -> None:
+    """As glibc does: names of which all else is the same are one possibility."""
+    with pytest.raises(GetoptError) as caught:
+        list(getopt(["--s", "/x"], SECOND_NAMES))
+    assert str(caught.value) == "option '--s' is ambiguous; possibilities: '--socket' '--search'"
+
+
+def test_what_is_hidden_is_found_by_its_full_name_alone() -> None:
+    assert list(getopt(["--no-", "--no-isolation"], SECOND_NAMES)) == [("no-tcp", ""), ("no-isolation", "")]
+    with pytest.raises(GetoptError, match=r"^unrecognized option '--no-i'$"):
+        list(getopt(["--no-i"], SECOND_NAMES))
+
+
 def test_a_value_may_be_empty() -> None:
     assert list(getopt(["--mtu=", "-m", "", "--mtu", ""], SPECS)) == [("mtu", "")] * 3
 

@@ -72,7 +72,7 @@ def test_what_is_not_there_yet_is_refused_by_name(line: str) -> None:
 
 
 def test_what_is_wrong_is_said_before_what_is_not_there_yet() -> None:
-    for line in ("-c /x -m x", "-c /x -4 -6", "-c /x -T 5000 -T 0", "-c /x --netns y ls"):
+    for line in ("-c /x -m x", "-c /x -4 -t [::1]/80", "-c /x -T 5000 -T 0", "-c /x --netns y ls"):
         with pytest.raises(UsageError) as caught:
             settings(line)
         assert not isinstance(caught.value, NotYetError)
@@ -103,6 +103,11 @@ def test_without_the_bypass_nothing_is_forwarded_from_the_namespace() -> None:
     ):
         with pytest.raises(UsageError, match="does not go with --no-splice"):
             settings(line)
+
+
+def test_what_is_hidden_makes_no_abbreviation_ambiguous() -> None:
+    assert settings("--no-i") == settings("--no-icmp")
+    assert not settings("--no-isolation").isolated
 
 
 def test_a_capability_may_be_asked_for_before_version() -> None:
@@ -186,25 +191,14 @@ def test_any_command_line_gives_settings_or_an_error_of_ours(line: list[str]) ->
 @pytest.mark.parametrize(
     "line",
     [
-        "-4 -6",
-        "-4 -a fd00::1",
-        "-6 -a 10.0.0.1",
-        "-4 -g fd00::1",
         "-4 -t [::1]/80",
         "-6 -t 127.0.0.1/80",
         "-a 10.0.0.1/24 -n 16",
-        "-q -d",
         "--netns x 123",
         "--netns x ls",
-        "--netns-only --userns /x --netns y",
         "--userns /x",
         "--host-lo-to-ns-lo --no-splice",
         "--splice-only --no-splice",
-        "-6 -n 24",
-        "-4 --outbound-if6 eth0",
-        "-4 -o fd00::1",
-        "-6 --dns-host 10.0.0.1",
-        "-q --trace",
         "-6 -t 80:10.0.0.1",
         "-4 -u 80:[fd00::1]/81",
     ],
@@ -213,6 +207,36 @@ def test_contradictions_are_refused_in_one_line(line: str) -> None:
     with pytest.raises(UsageError, match=r"does not go with|needs --netns") as caught:
         settings(line)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("-q -d", "-d"),
+        ("-d -q", "-q"),
+        ("-q --trace", "--trace"),
+        ("--trace -q", "-q"),
+        ("--trace -q -d", "-d"),
+        ("-4 -6", "-6"),
+        ("-6 -4", "-4"),
+        ("--netns-only --userns /x --netns y", "--userns /x --netns y"),
+        ("--userns /x --netns-only --netns y", "--netns-only --netns y"),
+        ("--userns /x --netns-only 123", "--netns-only 123"),
+    ],
+)
+def test_the_last_of_contradictions_counts(line: str, same: str) -> None:
+    assert settings(line) == settings(same)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-4 -a fd00::1/64", "-6 -a 10.0.0.1", "-4 -g fd00::1", "-6 -n 24", "-4 --outbound-if6 eth0", "-4 -o fd00::1",
+        "-6 --dns-host 10.0.0.1", "-4 --map-guest-addr fd00::1", "-6 --dns-forward 169.254.1.1",
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_version_that_is_off_is_no_error(line: str) -> None:
+    assert settings(line).ipv4_only == line.startswith("-4")
 
 
 def test_D10_an_address_of_the_other_version_is_named() -> None:
@@ -382,10 +406,24 @@ def test_passt_forwards_nothing_unless_told_to_and_udp_follows_tcp() -> None:
 
 def test_the_socket_of_passt() -> None:
     assert machine("-s /x").socket_path == machine("--socket=/x").socket_path == "/x"
-    assert machine("--socket-path /x").socket_path == "/x"
+    assert machine("--socket-path /x").socket_path == machine("--sock /x").socket_path == "/x"
     assert machine("-F 3") == machine("--fd 3 -1")
     assert machine("-1").one_off
     assert not machine("").one_off
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("-s /x -F 3", "-F 3"),
+        ("-F 3 -s /x", "-s /x"),
+        ("-F 3 --socket-path /x", "-s /x"),
+        ("-1 -F 3 -s /x", "-s /x -1"),
+        ("--quiet --mtu 1500 --debug --pid /x --fd 3", "--debug --mtu 1500 --pid /x --fd 3"),
+    ],
+)
+def test_the_last_of_contradictions_counts_for_passt(line: str, same: str) -> None:
+    assert machine(line) == machine(same)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +431,6 @@ def test_the_socket_of_passt() -> None:
     [
         ("-F 2", "--fd: invalid value '2': not a descriptor of its own, from 3"),
         ("-F x", "--fd: invalid value 'x': not a descriptor of its own, from 3"),
-        ("-F 3 -s /x", "--fd: '3' does not go with --socket"),
         ("-s " + "x" * 108, f"--socket: invalid value '{'x' * 108}': the path of a socket has at most 107 bytes"),
         ("ls", "'ls': there are no operands, only options"),
         ("-t auto", "-t auto: what is bound in a virtual machine cannot be seen from here"),

@@ -25,9 +25,9 @@ def in_child(code: str, **options: object) -> "subprocess.CompletedProcess[str]"
 def test_the_parent_leaves_with_0_when_the_child_is_ready_and_not_before(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = f"""
-file = process.PidFile({str(file)!r})
+file = process.PidFile({str(file)!r}, process.Made())
 background = process.Background()
-background.fork(file)
+background.fork(file, process.Made())
 ready = open({str(tmp_path / "ready")!r}, "w")
 print(os.getpid(), file=ready, flush=True)
 background.ready()
@@ -43,7 +43,7 @@ def test_a_pid_file_that_cannot_be_written_ends_both() -> None:
 background = process.Background()
 reader, writer = os.pipe()
 try:
-    background.fork(process.PidFile("/dev/full"))
+    background.fork(process.PidFile("/dev/full", process.Made()), process.Made())
 except process.HostError:
     os.close(writer)
     os._exit(7 if os.read(reader, 1) == b"" else 8)  # the child, which holds the other end, is gone
@@ -55,7 +55,7 @@ signal.pause()
 
 
 def test_the_parent_fails_when_the_child_does() -> None:
-    assert in_child("process.Background().fork(None); os._exit(0)").returncode == 1
+    assert in_child("process.Background().fork(None, process.Made()); os._exit(0)").returncode == 1
 
 
 def test_a_child_whose_parent_has_gone_does_not_stay() -> None:
@@ -100,23 +100,62 @@ def test_inherited_descriptors_are_closed_but_for_one() -> None:
     assert reader not in found
 
 
+NO_CALL = """
+from bucatini.host import kernel
+from bucatini.errors import HostError
+def refuse(*_):
+    raise HostError("close descriptors", 38)
+kernel.close_range = refuse
+"""
+NO_PROC = """
+listed = os.listdir
+os.listdir = lambda path: listed("/nonexistent")
+"""
+
+
+@pytest.mark.parametrize(
+    ("without", "high"),
+    [("", True), (NO_CALL, True), (NO_CALL + NO_PROC, False)],
+    ids=["close_range", "proc", "limit"],
+)
+def test_descriptors_above_the_limit_of_open_files_are_closed_too(without: str, high: bool) -> None:
+    code = f"""
+import resource
+kept, low, above = 700, 90, {2000 if high else 900}
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+for fd in (kept, low, above):
+    os.dup2(0, fd)
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+{without}
+process.close_inherited(kept)
+for fd in (0, 1, 2, kept, low, above):
+    try:
+        os.fstat(fd)
+    except OSError:
+        continue
+    print(fd)
+"""
+    assert in_child(code).stdout.split() == ["0", "1", "2", "700"]
+
+
 def test_a_pid_file_is_overwritten_and_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.write_text("something longer than a number\n" * 9)
     path.chmod(0o600)
-    process.PidFile(str(path)).write(4711)
+    process.PidFile(str(path), process.Made()).write(4711)
     assert path.read_text() == "4711\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_pid_file_that_cannot_be_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no/pid"):
-        process.PidFile(str(tmp_path / "no" / "pid"))
+        process.PidFile(str(tmp_path / "no" / "pid"), process.Made())
 
 
 def test_a_full_disk_is_an_error() -> None:
     with pytest.raises(HostError, match="/dev/full"):
-        process.PidFile("/dev/full").write(1)
+        process.PidFile("/dev/full", process.Made()).write(1)
 
 
 @pytest.mark.parametrize(
@@ -157,3 +196,37 @@ def test_a_folder_that_was_removed_is_replaced(tmp_path: Path) -> None:
 def test_the_ports_of_the_kernel_are_those_of_the_sysctl() -> None:
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
     assert process.ephemeral_range() == tuple(map(int, text.split()))
+
+
+def test_what_a_start_made_is_removed_and_what_was_there_stays(tmp_path: Path) -> None:
+    for name in ("before", "target"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "link").symlink_to("target")
+    made = process.Made()
+    for name in ("before", "link", "new", "replaced"):
+        os.close(made.open(str(tmp_path / name), 0o600))
+    (tmp_path / "replaced").rename(tmp_path / "moved")
+    (tmp_path / "replaced").write_text("somebody else's")
+    made.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "link", "moved", "replaced", "target"]
+    assert stat.S_ISREG((tmp_path / "target").stat().st_mode)
+
+
+def test_what_a_start_made_stays_after_it(tmp_path: Path) -> None:
+    made = process.Made()
+    os.close(made.open(str(tmp_path / "new"), 0o600))
+    made.keep()
+    made.remove()
+    assert (tmp_path / "new").exists()
+
+
+def test_the_parent_removes_what_the_child_no_longer_sees(tmp_path: Path) -> None:
+    code = f"""
+os.chdir({str(tmp_path)!r})
+made = process.Made()
+file = process.PidFile("pid", made)
+process.Background().fork(file, made)
+os._exit(1)
+"""
+    assert in_child(code).returncode == 1
+    assert not (tmp_path / "pid").exists()

@@ -1,14 +1,16 @@
 """Binding of the forwards' sockets: what is fatal, what is passed over, and how many descriptors may be taken."""
 
 import errno
+import os
 import socket
 
 import pytest
 
+from bucatini.cli.options import PASST, parse
 from bucatini.errors import HostError
-from bucatini.plan.ports import ForwardRule
+from bucatini.plan.ports import ForwardRule, parse_forward, rules
 from bucatini.runtime import forwards
-from bucatini.runtime.forwards import Bound, bind_forwards
+from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
@@ -23,10 +25,13 @@ class Host:
     def __init__(self, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.next = 10
         self.taken: set[int] = set()
+        self.privileged = 0  # ports below this one are not ours to bind
         self.said: list[str] = []
         monkeypatch.setattr(forwards, "getrlimit", lambda _: (limit, limit))
 
     def bind(self, rule: ForwardRule, port: int) -> Bound:
+        if port < self.privileged:
+            raise OSError(errno.EACCES, "")
         if port in self.taken:
             raise OSError(errno.EADDRINUSE, "")
         self.next += 1
@@ -76,3 +81,56 @@ def test_a_busy_port_is_fatal_where_it_was_named_alone(monkeypatch: pytest.Monke
         host.ports(rule(TCP, 80, 80, weak=False, text="80"))
     with pytest.raises(HostError, match="cannot listen on any port"):
         host.ports(rule(TCP, 80, 80))
+
+
+def test_exclusions_are_one_specification_whatever_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(100_000, monkeypatch)
+    host.taken = {15005}
+    spec = parse_forward("-t", "~15000,~15001,~15004,~15006")
+    found = host.ports(*rules([spec], TCP, (32768, 60999)))[TCP]
+    assert {15002, 15003, 15007} <= set(found)
+    assert not {15000, 15001, 15004, 15005, 15006} & set(found)
+
+
+@pytest.mark.parametrize("value", ["~22", "~1-1024", "all"])
+def test_low_ports_that_may_not_be_bound_leave_the_others(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(100_000, monkeypatch)
+    host.privileged = 1024
+    found = host.ports(*rules([parse_forward("-t", value)], TCP, (32768, 60999)))[TCP]
+    assert found[0] in {1024, 1025}
+    assert found[-1] == 65535
+
+
+def test_a_specification_of_which_no_piece_can_be_bound_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(100_000, monkeypatch)
+    host.privileged = 65536
+    with pytest.raises(HostError, match="cannot listen on any port for '-t ~22'"):
+        host.ports(*rules([parse_forward("-t", "~22")], TCP, (32768, 60999)))
+
+
+def test_what_is_named_does_not_stand_for_all_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(100_000, monkeypatch)
+    host.taken = set(range(1, 65536)) - {80}
+    with pytest.raises(HostError, match="cannot listen on any port for '-t all,80:8080'"):
+        host.ports(*rules([parse_forward("-t", "all,80:8080")], TCP, (32768, 60999)))
+
+
+def test_udp_follows_tcp_as_far_as_it_can_be_bound() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as busy:
+        busy.bind(("::", 0))
+        port = busy.getsockname()[1]
+        wanted = forward_rules(parse(["-t", str(port)], PASST).settings, (1, 2))
+        assert [rule.protocol for rule in wanted] == [TCP, UDP]
+        bound = bind_forwards(wanted, lambda rule, at: bind_on_host(rule, at, Versions(True, True), False), pytest.fail)
+    assert [(entry.protocol, entry.port) for entry in bound] == [(TCP, port)]
+    for entry in bound:
+        os.close(entry.fd)
+
+
+def test_a_udp_port_that_was_named_must_be_bound() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as busy:
+        busy.bind(("::", 0))
+        port = busy.getsockname()[1]
+        wanted = forward_rules(parse(["-u", str(port)], PASST).settings, (1, 2))
+        with pytest.raises(HostError, match="cannot listen on UDP port"):
+            bind_forwards(wanted, lambda rule, at: bind_on_host(rule, at, Versions(True, True), False), pytest.fail)

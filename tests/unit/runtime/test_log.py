@@ -196,7 +196,7 @@ def received(sock: socket.socket) -> list[bytes]:
             return messages
 
 
-def test_in_the_background_messages_go_to_the_system_log(
+def test_in_the_background_messages_go_to_the_system_log_but_for_details(
     make: Make, syslog: socket.socket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = make(trace=True, syslog=str(tmp_path / "syslog"))
@@ -212,10 +212,23 @@ def test_in_the_background_messages_go_to_the_system_log(
         (27, b"an error"),
         (28, b"a warning"),
         (30, b"an information"),
-        (31, b"a detail"),
-        (31, b"a frame"),
     ]
     assert capfd.readouterr().err == "before\n"
+
+
+def test_quiet_stays_quiet_in_the_background(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
+    log = make(quiet=True, syslog=str(tmp_path / "syslog"))
+    log.connect_syslog()
+    log.to_background()
+    say_everything(log)
+    assert len(received(syslog)) == 2
+
+
+def test_a_file_gets_details_and_frames_in_the_background_too(make: Make, tmp_path: Path) -> None:
+    log = make(trace=True, path=str(tmp_path / "log"))
+    log.to_background()
+    say_everything(log)
+    assert entries(tmp_path / "log")[-2:] == ["a detail", "a frame"]
 
 
 def test_a_file_takes_the_place_of_the_system_log(make: Make, syslog: socket.socket, tmp_path: Path) -> None:
