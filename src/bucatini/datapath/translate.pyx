@@ -61,7 +61,7 @@ cdef int translate_outbound(Worker *w, uint8_t protocol, const addr_t *remote, u
         loopback_of(&out.address, v4)
     elif maps(&family.map_guest_addr, remote):
         memcpy(&out.address, &family.host, sizeof(addr_t))
-    if addr_is_unspecified(&out.address):  # the host has none of that version, or no resolver: connect(2) takes :: for ::1
+    if addr_is_unspecified(&out.address):  # the host has none of that version; and connect(2) takes :: for ::1
         return -C_DROP_IP_ADDRESS
     if not addr_is_loopback(&out.address) and not addr_is_linklocal6(&out.address):
         memcpy(&out.source, &family.outbound, sizeof(addr_t))

@@ -57,13 +57,13 @@ from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
 from bucatini.datapath.room cimport room_for_datagrams, room_for_host_datagrams, room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN,
-    IP_MULTICAST_TTL, IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS,
-    IPV6_PKTINFO, IPV6_RECVERR, IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN, IP_MULTICAST_TTL,
+    IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_RECVERR,
+    IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
     MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind,
-    close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap,
-    recvmmsg, recvmsg, sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
+    SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind, close,
+    cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap, recvmmsg, recvmsg,
+    sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter

@@ -34,8 +34,8 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_inbound
 from bucatini.datapath.udp cimport (
-    UDP_CONTROL, UDP_ERROR_CONTROL, UDP_ERRORS, UDP_SLOTS, UDP_TTL, Slot, udp_asked_address, udp_close_flow, udp_deliver,
-    udp_new_flow, udp_next_error, udp_opened, udp_receive, udp_report, udp_slot,
+    UDP_CONTROL, UDP_ERRORS, UDP_ERROR_CONTROL, UDP_SLOTS, UDP_TTL, Slot, udp_asked_address, udp_close_flow,
+    udp_deliver, udp_new_flow, udp_next_error, udp_opened, udp_receive, udp_report, udp_slot,
 )
 from bucatini.datapath.udp_splice cimport udp_splice_serve
 from bucatini.datapath.worker cimport count

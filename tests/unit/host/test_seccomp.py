@@ -17,7 +17,7 @@ KILL, ALLOW = 0x80000000, 0x7FFF0000
 SERVING = ("common", "serve", "pasta", "auto")
 
 # Functions of the C library whose system call has another name
-CALLS_OF = {"eventfd": "eventfd2", 
+CALLS_OF = {"eventfd": "eventfd2",
     "recv": "recvfrom", "send": "sendto", "open_": "openat", "epoll_pwait2": "epoll_pwait2",
 }  # fmt: skip
 # What happens before isolation, or needs none (the vDSO); and words that are no calls
