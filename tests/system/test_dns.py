@@ -1,5 +1,6 @@
 """DNS by --dns-forward, and where the host's resolver is an address with another meaning."""
 
+import contextlib
 import socket
 
 import pytest
@@ -41,6 +42,16 @@ def test_D1_a_resolver_on_the_loopback_of_the_host_is_reached(pasta: Pasta, vers
     pasta.topology.host.resolv_conf(f"nameserver {stub}\nsearch example.test\n")
     options = ("--dns-forward", FORWARD[version], "--no-map-gw")
     assert dig(pasta, f"@{FORWARD[version]}", NAME, transport, options=options) == "203.0.113.77\n"
+
+
+@both_versions
+@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
+def test_D1_a_stub_is_reached_at_the_gateways_address(pasta: Pasta, version: int, transport: str) -> None:
+    """What the gateway's address otherwise leads to is another address of the loopback."""
+    stub = {4: "127.0.0.53", 6: "::1"}[version]
+    resolver(pasta.topology.host, stub, "203.0.113.77")
+    pasta.topology.host.resolv_conf(f"nameserver {stub}\n")
+    assert dig(pasta, f"@{GATEWAY[version]}", NAME, transport, options=()) == "203.0.113.77\n"
 
 
 @both_versions
@@ -89,6 +100,25 @@ def test_many_queries_one_after_the_other(pasta: Pasta) -> None:
     options = ("--dns-forward", FORWARD[4])
     answer = dig(pasta, *[part for _ in range(200) for part in (f"@{FORWARD[4]}", NAME)], options=options)
     assert answer == "203.0.113.81\n" * 200
+
+
+@both_versions
+def test_D3_a_first_resolver_is_used_by_a_guest_that_runs_already(pasta: Pasta, version: int) -> None:
+    forward = FORWARD[version]
+    pasta.topology.server.serve_udp(SERVER[version], lambda data, peer: data, 53)
+    pasta.topology.host.resolv_conf("search example.test\n")
+    guest = pasta.guest("--config-net", "--dns-forward", forward)
+    pasta.topology.host.resolv_conf(f"nameserver {SERVER[version]}\n")
+
+    def answered() -> bool:
+        with guest.connect(forward, 53, kind=socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.3)
+            sock.send(b"anybody?")
+            with contextlib.suppress(TimeoutError):
+                return sock.recv(100) == b"anybody?"
+            return False
+
+    wait_until(answered, "an answer of the first resolver")
 
 
 @both_versions

@@ -202,6 +202,7 @@ HOSTS = {
     "two default routes": (f"route add default via {GATEWAY4} dev host0 metric 500",),
     "no default route": ("route delete default",),
     "gateway of IPv6": ("route replace default via inet6 2001:db8::1 dev host0",),
+    "on-link gateway of IPv6": ("route replace default via inet6 fe80::1 dev host0 onlink",),
 }
 
 

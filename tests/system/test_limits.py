@@ -56,6 +56,26 @@ print(len(opened), refused)
     assert opened + refused == 60
 
 
+NONE = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
+
+
+@pytest.mark.parametrize("options", [NONE, ()], ids=["none", "auto"])
+def test_a_limit_of_4096_descriptors_is_for_connections(pasta: Pasta, options: tuple[str, ...]) -> None:
+    """As the kernel gives by default: ports that forward themselves have a part of it, if there are any."""
+    server = pasta.topology.server.serve_tcp(SERVER4, echo)
+    code = f"""
+import socket
+opened = [socket.create_connection(('{SERVER4}', {server.port}), 5) for _ in range(500)]
+for connection in opened:
+    connection.sendall(b'x')
+print(sum(connection.recv(1) == b'x' for connection in opened))
+"""
+    argv = pasta.argv("-q", "--config-net", *options, command=["python3", "-c", code])
+    command = ["prlimit", "--nofile=4096:4096", *argv]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "500\n"
+
+
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_a_table_that_is_full_costs_nothing(pasta: Pasta, direction: str) -> None:
     """T27: connections that nobody can serve wait for nothing, and those that knock once more are not a storm."""

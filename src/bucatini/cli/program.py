@@ -69,8 +69,9 @@ def main(mode: int, runner: Callable[[], Run]) -> int:
             name=name,
         )
         status = run(settings, log, time.monotonic_ns)
-    except (BucatiniError, ModuleNotFoundError) as error:
-        text = str(error)
+    except (BucatiniError, ModuleNotFoundError, OSError) as error:
+        # An OSError as it is: no process, no descriptor, no memory is left for a start
+        text = f"cannot start: {error.strerror}" if isinstance(error, OSError) else str(error)
         if isinstance(error, ModuleNotFoundError):
             if not str(error.name).startswith("bucatini.datapath"):
                 raise

@@ -297,9 +297,10 @@ cdef class DataPath:
         f.scope_id = scope_id
         f.enabled = True
 
-    def resolver(self, int version, *, bytes dns_host=b"", bytes resolver_gateway=b""):
+    def resolver(self, int version, *, bytes dns_forward=b"", bytes dns_host=b"", bytes resolver_gateway=b""):
         """Change the host's resolver; conversations that go on keep theirs."""
         cdef Family *f = &self.w.v4 if version == 4 else &self.w.v6
+        parse_address(&f.dns_forward, dns_forward)
         parse_address(&f.dns_host, dns_host)
         parse_address(&f.resolver_gateway, resolver_gateway)
 

@@ -48,7 +48,7 @@ class NamespaceWatch:
             raise HostError(f"watch the network namespace {path}", error.errno or 0) from None
         try:
             mask = kernel.IN_DELETE | kernel.IN_MOVED_FROM | kernel.IN_DELETE_SELF | kernel.IN_UNMOUNT
-            self.fd = kernel.inotify_watch(os.path.dirname(self.path), mask)
+            self.fd = kernel.inotify_watch(mask, os.path.dirname(self.path))
         except HostError:
             self.poll_ns = POLL_NS
 

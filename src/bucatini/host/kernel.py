@@ -181,11 +181,12 @@ def wipe_environment() -> None:
         ctypes.memset(address, 0, len(ctypes.string_at(address)))
 
 
-def inotify_watch(path: str, mask: int) -> int:
-    """Return a new non-blocking inotify descriptor that watches `path`."""
+def inotify_watch(mask: int, *paths: str) -> int:
+    """Return a new non-blocking inotify descriptor that watches all of `paths`: a user has few of them (128)."""
     fd = _check(_libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC), "make an inotify descriptor")
     try:
-        _check(_libc.inotify_add_watch(fd, os.fsencode(path), mask), f"watch {path}")
+        for path in paths:
+            _check(_libc.inotify_add_watch(fd, os.fsencode(path), mask), f"watch {path}")
     except HostError:
         os.close(fd)
         raise

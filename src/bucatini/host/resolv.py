@@ -15,10 +15,9 @@ Resolvers = tuple[tuple[str, ...], tuple[str, ...]]  # name servers, search list
 
 def is_address(text: str) -> bool:
     """Whether `text` is an IPv4 or IPv6 address, the latter perhaps with a scope id."""
-    bare = text.partition("%")[0]
-    for family in (sockets.AF_INET, sockets.AF_INET6):
+    for family, written in ((sockets.AF_INET, text), (sockets.AF_INET6, text.partition("%")[0])):
         try:
-            sockets.inet_pton(family, bare)
+            sockets.inet_pton(family, written)
         except (OSError, ValueError):  # the latter for a zero byte
             continue
         return True
@@ -57,8 +56,8 @@ def read(path: str = PATH) -> Resolvers:
         os.close(fd)
 
 
-def watch(path: str = PATH) -> list[int]:
-    """Return inotify descriptors that are readable when the file may have changed.
+def watch(path: str = PATH) -> int:
+    """Return an inotify descriptor that is readable when the file may have changed.
 
     Its folder is watched, and that of the file it is a link to, because programs replace it as a whole; and the file
     itself, because it may be mounted from elsewhere.
@@ -68,15 +67,19 @@ def watch(path: str = PATH) -> list[int]:
     """
     mask = kernel.IN_CLOSE_WRITE | kernel.IN_MOVED_TO | kernel.IN_CREATE | kernel.IN_DELETE
     paths = dict.fromkeys((os.path.dirname(path), os.path.dirname(os.path.realpath(path)), path))
-    return [kernel.inotify_watch(name, mask) for name in paths if os.path.exists(name)]
+    return kernel.inotify_watch(mask, *filter(os.path.exists, paths))
 
 
-def changed(watched: list[int], known: Resolvers, path: str = PATH) -> Resolvers | None:
-    """Return what the file says if that is something else than `known`; also empties the descriptors of `watch`."""
-    for fd in watched:
-        try:
-            os.read(fd, 65536)
-        except BlockingIOError:
-            pass
+def changed(watched: int, known: Resolvers, path: str = PATH) -> Resolvers | None:
+    """Return what the file says if that is something else than `known`; also empties the descriptor of `watch`.
+
+    Args:
+        watched: -1: there is none.
+    """
+    try:
+        if watched >= 0:
+            os.read(watched, 65536)
+    except BlockingIOError:
+        pass
     found = read(path)
     return found if found[0] and found != known else None  # while it is being written it may be empty

@@ -93,10 +93,10 @@ def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInf
     for entry in routes:
         for hop in entry.hops:
             if hop.ifindex == index:
-                gateway = hop.gateway
-                if gateway is not None and netlink.family_of(gateway) != family:
-                    gateway = None
-                mine.append(entry.route._replace(gateway=gateway))
+                gateway, flags = hop.gateway, hop.flags & netlink.RTNH_F_ONLINK
+                if gateway is None or netlink.family_of(gateway) != family:
+                    gateway, flags = None, 0  # the kernel takes "onlink" with a gateway alone
+                mine.append(entry.route._replace(gateway=gateway, flags=flags))
                 if entry.route.destination is None and gateway is not None:
                     gateways.append((entry.route.metric, gateway))
                 break

@@ -18,7 +18,8 @@ LOCAL_GATEWAY4 = "169.254.2.2"
 LOCAL_GATEWAY6 = "fe80::1"
 DEFAULT_MTU = 65520  # bytes
 OUR_MAC = bytes.fromhex("9a559a559a55")
-IFA_F_NOPREFIXROUTE = 0x200  # linux/if_addr.h
+IFA_F_TEMPORARY = 0x01  # linux/if_addr.h
+IFA_F_NOPREFIXROUTE = 0x200
 IPV6_MIN_MTU = 1280  # bytes, RFC 8200 §5
 
 
@@ -130,8 +131,8 @@ def make_plan(settings: Settings, host: HostView) -> Plan:
     template = next((f.ifname for f in local if f.ifindex and f.ifname != "lo"), "tap0")
     search = () if not settings.dhcp_search else host.search if settings.search is None else settings.search
     return Plan(
-        v4=v4,
-        v6=v6,
+        v4=_within(v4, mtu),
+        v6=_within(v6, mtu),
         our_mac=our_mac,
         guest_mac=settings.ns_mac_addr,
         ifname=settings.ns_ifname or template,
@@ -139,6 +140,13 @@ def make_plan(settings: Settings, host: HostView) -> Plan:
         search=search,
         warnings=tuple(warnings),
     )
+
+
+def _within(family: PlanFamily | None, mtu: int) -> PlanFamily | None:
+    """Let no route promise more than the link has (`mtu`, 0: whatever it has)."""
+    if family is None or not mtu:
+        return family
+    return family._replace(routes=tuple(route._replace(mtu=min(route.mtu, mtu)) for route in family.routes))
 
 
 def _is_v6(address: str) -> bool:
@@ -191,26 +199,50 @@ def _loopback_map(settings: Settings, gateway: str) -> str | None:
     return None if settings.no_map_gw else gateway
 
 
+class _Names(NamedTuple):
+    """Resolvers, of one IP version."""
+
+    announced: tuple[str, ...]
+    host: str | None  # the one that the host uses
+    forward: str | None  # address whose queries go to that one
+
+
 def _names(
-    settings: Settings, host: HostView, v6: bool, forward: str | None, mapped: str | None, warnings: list[str]
-) -> tuple[tuple[str, ...], str | None]:
-    """Return the resolvers to announce and the one that the host uses, of one IP version."""
+    settings: Settings, host: HostView, v6: bool, own: set[str], mapped: str | None, warnings: list[str]
+) -> _Names:
+    """Find out which resolver the host uses, and how the guest reaches it.
+
+    One on the host's loopback, or at an address that the guest has too (`own`), is not reached at its own address. It
+    is where --dns-forward says, or else at the address that maps to the host's loopback (`mapped`), for queries alone:
+    a stub need not listen on the loopback address that one leads to (127.0.0.53).
+    """
     servers = [server for server in host.nameservers if _is_v6(server) == v6]
-    asked = settings.dns_host6 if v6 else settings.dns_host4
+    asked, forward = (settings.dns_host6, settings.dns_forward6) if v6 else (settings.dns_host4, settings.dns_forward4)
     resolver = asked or (servers[0] if servers else None)
     if forward is not None and resolver is None:
         warnings.append(f"no name server of this IP version on the host: queries to {forward} will not be answered")
+
+    def is_here(server: str) -> bool:
+        return _is_loopback(server) or server in own
+
+    if forward is None and resolver is not None and is_here(resolver):
+        forward = mapped
     if not settings.dhcp_dns:
-        return (), resolver
+        return _Names((), resolver, forward)
     if settings.dns is not None:
-        return tuple(server for server in settings.dns if _is_v6(server) == v6), resolver
+        return _Names(tuple(server for server in settings.dns if _is_v6(server) == v6), resolver, forward)
     announced = []
     for server in servers:
-        # A stub on the host's loopback is reached by the address that maps to it
-        seen = (forward or mapped) if _is_loopback(server) else server
+        seen = (forward or mapped) if is_here(server) else server
         if seen is not None and seen not in announced:
             announced.append(seen)
-    return tuple(announced), resolver
+    return _Names(tuple(announced), resolver, forward)
+
+
+def _host_address(family: HostFamily) -> str | None:
+    """Return the address of the host that lasts: not a temporary one (RFC 8981) where there are others."""
+    lasting = [a for a in family.addresses if not a.flags & IFA_F_TEMPORARY]
+    return next((a.address for a in lasting or family.addresses), None)
 
 
 def _copies_routes(settings: Settings, family: HostFamily, gateway_given: bool) -> bool:
@@ -265,7 +297,7 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
     given = settings.address4 is not None or settings.prefix4 is not None
     addresses = _addresses((Address(address, prefix),), settings, family, given, settings.gateway4 is not None)
     mapped = _loopback_map(settings, gateway)
-    dns, resolver = _names(settings, host, False, settings.dns_forward4, mapped, warnings)
+    names = _names(settings, host, False, {address} | {a.address for a in addresses}, mapped, warnings)
     return PlanFamily(
         address=address,
         prefix=prefix,
@@ -280,9 +312,9 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
         map_host_loopback=mapped,
         map_guest_addr=_one(settings.map_guest_addr, False),
         host_address=first.address if first is not None else None,
-        dns_forward=settings.dns_forward4,
-        dns_host=resolver,
-        dns=dns,
+        dns_forward=names.forward,
+        dns_host=names.host,
+        dns=names.announced,
         resolver_is_gateway=_has_resolver(host, gateway),
         outbound=settings.outbound4,
         outbound_if=settings.outbound_if4,
@@ -313,7 +345,7 @@ def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: byte
     given = settings.address6 is not None
     addresses = _addresses(own, settings, family, given, settings.gateway6 is not None)
     mapped = _loopback_map(settings, gateway)
-    dns, resolver = _names(settings, host, True, settings.dns_forward6, mapped, warnings)
+    names = _names(settings, host, True, {a.address for a in (*own, *addresses)}, mapped, warnings)
     return PlanFamily(
         address=address,
         prefix=prefix,
@@ -327,10 +359,10 @@ def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: byte
         scope_ifindex=family.ifindex,
         map_host_loopback=mapped,
         map_guest_addr=_one(settings.map_guest_addr, True),
-        host_address=first.address if first is not None else None,
-        dns_forward=settings.dns_forward6,
-        dns_host=resolver,
-        dns=dns,
+        host_address=_host_address(family),
+        dns_forward=names.forward,
+        dns_host=names.host,
+        dns=names.announced,
         resolver_is_gateway=_has_resolver(host, gateway),
         outbound=settings.outbound6,
         outbound_if=settings.outbound_if6,

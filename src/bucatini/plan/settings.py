@@ -113,3 +113,7 @@ class Settings(NamedTuple):
         if any(spec.auto for spec in inward):
             return True
         return self.bypass and any(spec.ranges or spec.auto for spec in inward + outward)
+
+    def is_automatic(self) -> bool:
+        """Whether ports forward themselves."""
+        return any(spec.auto for spec in self.tcp_ports + self.udp_ports + self.tcp_ns + self.udp_ns)

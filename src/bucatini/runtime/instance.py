@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # syscalls pasta: wait4
 
 SECOND_NS = 1_000_000_000
+SCAN_SHARE = 20  # looking for ports takes one part in so many of the time at most
 SO_PEEK_OFF = 42  # asm-generic/socket.h
 EXHAUSTED = {
     "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
@@ -187,9 +188,17 @@ class Instance:
         self.host = host
         for version, family in ((4, self.plan.v4), (6, self.plan.v6)):
             if family is not None:
-                self.path.resolver(version, dns_host=packed(family.dns_host), resolver_gateway=resolver_gateway(family))
+                self.path.resolver(
+                    version,
+                    dns_forward=packed(family.dns_forward),
+                    dns_host=packed(family.dns_host),
+                    resolver_gateway=resolver_gateway(family),
+                )
         if self.responder is not None:
+            looking = self.responder.discovery.next_at is not None
             self.load_services()
+            if looking:
+                self.find_guest()
         self.log.info(f"{resolv.PATH} has changed: resolvers {', '.join(servers)}")
 
     # The slow path, as `DataPath` calls it
@@ -210,8 +219,9 @@ class Instance:
             self.next_stats = now + (self.settings.stats or 1) * SECOND_NS
             self.show_counters()
         if self.next_scan and now >= self.next_scan and self.auto is not None:
-            self.next_scan = now + SECOND_NS
             self.auto.scan()
+            took = time.monotonic_ns() - now
+            self.next_scan = now + took + max(SECOND_NS - took, SCAN_SHARE * took)
         if self.responder is None:
             return []
         due = self.responder.next_timeout()
@@ -254,7 +264,7 @@ def tell_family(path: DataPath, version: int, family: PlanFamily) -> None:
         map_host_loopback=packed(family.map_host_loopback),
         map_guest_addr=packed(family.map_guest_addr),
         host=packed(family.host_address),
-        dns_forward=packed(family.dns_forward if family.dns_host else None),
+        dns_forward=packed(family.dns_forward),
         dns_host=packed(family.dns_host),
         resolver_gateway=resolver_gateway(family),
         outbound=packed(family.outbound),

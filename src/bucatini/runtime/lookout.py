@@ -90,7 +90,7 @@ def start_lookout(watch: NamespaceWatch | None, known: Resolvers, *, isolated: b
     if os.fork() == 0:
         try:
             resolvers = _watch_resolvers()
-            mine = {writer, *resolvers} | (watch.held() if watch is not None else set())
+            mine = ({writer, resolvers} | (watch.held() if watch is not None else set())) - {-1}
             stand_apart(*mine)
             if isolated:
                 isolation.confine("lookout", read=True)
@@ -105,20 +105,20 @@ def start_lookout(watch: NamespaceWatch | None, known: Resolvers, *, isolated: b
     return reader
 
 
-def _watch_resolvers() -> list[int]:
-    """Return descriptors that are readable when resolv.conf may have changed."""
+def _watch_resolvers() -> int:
+    """Return a descriptor that is readable when resolv.conf may have changed, -1: none is to be had."""
     try:
         return resolv.watch()
     except HostError:
-        return []  # the limit of watches is reached: then changes go unnoticed
+        return -1  # the limit of watches is reached: then changes go unnoticed
 
 
-def look(writer: int, watch: NamespaceWatch | None, resolvers: list[int], known: Resolvers) -> None:
+def look(writer: int, watch: NamespaceWatch | None, resolvers: int, known: Resolvers) -> None:
     """Be the lookout, until the namespace or the reader is gone."""
     poll = select.poll()
     poll.register(writer, 0)  # POLLERR comes unasked
-    for fd in resolvers:
-        poll.register(fd, select.POLLIN)
+    if resolvers >= 0:
+        poll.register(resolvers, select.POLLIN)
     timeout = None
     if watch is not None:
         if watch.fd >= 0:

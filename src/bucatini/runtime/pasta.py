@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from bucatini.runtime.log import Log
 
 SECOND_NS = 1_000_000_000
-AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time
+AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time,
+AUTO_SHARE = 4  # and one in so many of the descriptors at most
 
 
 def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
@@ -80,7 +81,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     from bucatini.runtime import instance as running
 
     guest = pending.result()
-    process.raise_descriptor_limit()  # ours, not that of the command
+    files = process.raise_descriptor_limit()  # ours, not that of the command
     for text in guest.notes:
         log.debug(text)
     watch = None
@@ -106,7 +107,8 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         lookout = start_lookout(watch, (host.nameservers, host.search), isolated=settings.isolated)
     background = running.withdraw(settings, pid_file, made, log, foreground=settings.foreground or spawning)
     describe(plan, guest, bound, log)
-    instance = running.Instance(settings, plan, log, len(bound) + AUTO_LISTENERS, guest.child)
+    automatic = min(AUTO_LISTENERS, files // AUTO_SHARE) if settings.is_automatic() else 0
+    instance = running.Instance(settings, plan, log, max(1, len(bound) + automatic), guest.child)
     if settings.stats:
         instance.next_stats = now() + settings.stats * SECOND_NS
     instance.serve_forwards(bound)

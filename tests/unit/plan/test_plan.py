@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bucatini.errors import UsageError
 from bucatini.plan.plan import (
     IFA_F_NOPREFIXROUTE,
+    IFA_F_TEMPORARY,
     LOCAL_ADDRESS4,
     LOCAL_GATEWAY4,
     LOCAL_GATEWAY6,
@@ -152,6 +153,38 @@ def test_D1_a_stub_on_the_loopback_is_announced_by_what_maps_to_it() -> None:
     assert v4(host, dhcp_dns=True).dns == ("192.0.2.1",)
     assert v4(host, dhcp_dns=True, no_map_gw=True).dns == ()
     assert plan(host, dns_forward4="169.254.1.1", no_map_gw=True).warnings == ()
+
+
+@pytest.mark.parametrize("dhcp_dns", [True, False])
+@pytest.mark.parametrize("server", ["127.0.0.53", "192.0.2.2"])  # a stub; a server on the host itself
+def test_D1_queries_to_what_maps_to_the_loopback_go_to_the_resolver_itself(server: str, dhcp_dns: bool) -> None:
+    host = HOST._replace(nameservers=(server, "203.0.113.53"))
+    family = v4(host, dhcp_dns=dhcp_dns)
+    assert (family.dns_forward, family.dns_host) == ("192.0.2.1", server)
+    assert family.dns == (("192.0.2.1", "203.0.113.53") if dhcp_dns else ())
+    assert v4(host, no_map_gw=True).dns_forward is None
+    assert v4(host, map_host_loopback=("10.0.0.1",)).dns_forward == "10.0.0.1"
+    assert v4(HOST._replace(nameservers=("203.0.113.53", server))).dns_forward is None
+
+
+def test_D1_a_server_on_the_host_is_reached_as_it_is_by_a_guest_with_another_address() -> None:
+    family = v4(HOST._replace(nameservers=("192.0.2.2",)), dhcp_dns=True, address4="192.0.2.9")
+    assert (family.dns_forward, family.dns) == (None, ("192.0.2.2",))
+
+
+def test_the_hosts_address_that_lasts_stands_for_the_host() -> None:
+    temporary, lasting = Address("2001:db8::aaaa", 64, flags=IFA_F_TEMPORARY), Address("2001:db8::2", 64)
+    family = v6(HOST._replace(v6=V6._replace(addresses=(temporary, lasting))))
+    assert (family.address, family.host_address) == ("2001:db8::aaaa", "2001:db8::2")
+    assert v6(HOST._replace(v6=V6._replace(addresses=(temporary,)))).host_address == "2001:db8::aaaa"
+
+
+def test_no_route_promises_more_than_the_link_has() -> None:
+    routes = (Route(None, 0, "192.0.2.1", mtu=1500), Route("192.0.2.0", 24, None, mtu=1200))
+    host = HOST._replace(v4=V4._replace(routes=routes))
+    assert sorted(route.mtu for route in v4(host, mtu=1280).routes) == [1200, 1280]
+    assert sorted(route.mtu for route in v4(host).routes) == [1200, 1500]
+    assert sorted(route.mtu for route in v4(host, mtu=0).routes) == [1200, 1500]
 
 
 @pytest.mark.parametrize("server", ["fe80::9", "fe80::9%eth0"])
