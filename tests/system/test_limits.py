@@ -63,17 +63,30 @@ NONE = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
 def test_a_limit_of_4096_descriptors_is_for_connections(pasta: Pasta, options: tuple[str, ...]) -> None:
     """As the kernel gives by default: ports that forward themselves have a part of it, if there are any."""
     server = pasta.topology.server.serve_tcp(SERVER4, echo)
+    log = pasta.workspace / "log"
     code = f"""
-import socket
-opened = [socket.create_connection(('{SERVER4}', {server.port}), 5) for _ in range(500)]
+import selectors, socket
+opened = []
+for _ in range(200):
+    opened.append(socket.socket())
+    opened[-1].setblocking(False)
+    opened[-1].connect_ex(('{SERVER4}', {server.port}))
 for connection in opened:
+    connection.settimeout(5)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_WRITE)
+        assert selector.select(5)
     connection.sendall(b'x')
 print(sum(connection.recv(1) == b'x' for connection in opened))
 """
-    argv = pasta.argv("-q", "--config-net", *options, command=["python3", "-c", code])
+    argv = pasta.argv(
+        "--config-net", "--stats", "3600", "--log-file", str(log), *options, command=["python3", "-c", code]
+    )
     command = ["prlimit", "--nofile=4096:4096", *argv]
     result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert result.stdout == "500\n"
+    assert result.stdout == "200\n"
+    assert "tcp_opened_guest 200" in log.read_text()
+    assert "tcp_half_open_evicted" not in log.read_text()
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
