@@ -141,9 +141,6 @@ cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil:
     Where the errno says less than the message did, that is asked: type and code of RFC 792 and RFC 1812 §5.2.7.1, and
     the type of RFC 4443. A prohibition has an errno of its own in IPv6 alone.
     """
-    cdef int error = icmp_error_of(<int> found.ee_errno)
-    if error != ICMP_HOST_UNREACHABLE:
-        return error
     if found.ee_origin == SO_EE_ORIGIN_ICMP:
         if found.ee_type == 11:
             return ICMP_TTL_EXCEEDED
@@ -151,7 +148,7 @@ cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil:
             return ICMP_PROHIBITED
     elif found.ee_origin == SO_EE_ORIGIN_ICMP6 and found.ee_type == 3:
         return ICMP_TTL_EXCEEDED
-    return error
+    return icmp_error_of(<int> found.ee_errno)
 
 
 cdef inline void icmp_type(bint v4, int error, icmp_hdr *icmp) noexcept nogil:

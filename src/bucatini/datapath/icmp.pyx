@@ -18,11 +18,12 @@ from bucatini.datapath.build cimport (
 )
 from bucatini.datapath.by_age cimport AGED_PING, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
-    C_DROP_DISABLED, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS, C_UDP_ERRORS,
+    C_DROP_DISABLED, C_DROP_LINK_ERROR, C_DROP_PING_NO_SOCKET, C_DROP_PING_SEND, C_FLOW_REFUSED, C_PING_FLOWS,
+    C_UDP_ERRORS,
 )
 from bucatini.datapath.flow cimport FLOW_PING, FlowKey, flow_new
 from bucatini.datapath.headers cimport (
-    ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_equal, addr_is_loopback,
+    ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_equal, addr_is_loopback,
     addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport Link
@@ -31,9 +32,9 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_re
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR,
     IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_NOSIGNAL, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_ERROR,
-    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, epoll_ctl, epoll_event, getsockopt,
-    iovec, msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
+    MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_TRUNC, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
+    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, epoll_ctl, epoll_event,
+    getsockopt, iovec, msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
@@ -225,7 +226,7 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     cdef bint v4 = addr_is_v4(&flow.key.guest)
     cdef uint8_t protocol = PROTO_ICMP if v4 else PROTO_ICMPV6
     cdef uint32_t offset = 34 if v4 else 54
-    cdef ssize_t n
+    cdef ssize_t n, room = IP_LEN_MAX - (IPV4_HLEN if v4 else 0)  # the length of IPv6 leaves its header out
     cdef int _i
     if events & EPOLLERR:
         take_errors(w, flow)
@@ -234,11 +235,14 @@ cdef void icmp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     memset(&vnet, 0, sizeof(vnet))
     for _i in range(REPLIES):
         out = link.reserve(link)
-        n = recv(flow.fd, out + offset, IP_LEN_MAX - (IPV4_HLEN if v4 else IPV6_HLEN), MSG_DONTWAIT)
+        n = recv(flow.fd, out + offset, room, MSG_DONTWAIT | MSG_TRUNC)
         if n < 0:
             if errno == EINTR:
                 continue
             return
+        if n > room:  # larger than a frame may be
+            count(w, C_DROP_LINK_ERROR)
+            continue
         if n < ICMP_HLEN or out[offset] != (REPLY_V4 if v4 else REPLY_V6):
             continue
         flow.u.ping.last = w.now

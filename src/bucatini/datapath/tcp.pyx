@@ -434,7 +434,8 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
     if s.flags & TH_SYN:
         # T25: after its FIN the guest may use its port again at once; else RFC 5961 §4.2
         if c.flags & TF_GUEST_FIN and seq_gt(s.seq, c.rcv_nxt):
-            a.what = TA_NEW
+            if c.held == 0:  # else what was acknowledged would be lost: the SYN comes again
+                a.what = TA_NEW
         else:
             a.what = TA_ACK
             a.counted |= TC_CHALLENGE
@@ -571,11 +572,12 @@ cdef void tcp_sent(TcpConn *c, uint32_t length, uint64_t now) noexcept nogil:
 
 cdef void tcp_blocked(TcpConn *c, uint64_t now) noexcept nogil:
     """The host socket may have data and the guest's window has no room: probe it from time to time."""
+    cdef uint64_t at = now + backoff(RTO_NS, c.retries)
     if c.flags & TF_FIN_SENT:
         return  # all that it has is in flight
     c.flags |= TF_PENDING
-    if c.snd_una == c.snd_max and c.snd_wnd == 0 and c.deadline > now + RTO_NS:
-        c.deadline = now + backoff(RTO_NS, c.retries)
+    if c.snd_una == c.snd_max and c.snd_wnd == 0 and c.deadline > at:
+        c.deadline = at  # never later: the host may go on sending
 
 
 cdef void tcp_drained(TcpConn *c) noexcept nogil:

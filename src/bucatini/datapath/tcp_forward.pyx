@@ -75,6 +75,7 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
         # T25: the peer uses its port again while the guest has not seen the end of the last connection
         tcp_emit_reset(w, flow)
         tcp_forget(w, flow)
+        flow = NULL
     elif flow != NULL:
         count(w, C_FLOW_REFUSED)
         reject(fd)

@@ -24,7 +24,7 @@ on the other.
 
 # syscalls serve: socket setsockopt getsockopt bind connect shutdown recvfrom sendmsg recvmsg close ioctl
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport build_icmp_error, build_tcp, icmp_error_of
@@ -58,11 +58,11 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.tcp cimport (
     TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE, TA_NEW,
     TA_PROBE, TA_PUMP, TA_REPAIR, TA_REWIND, TA_RST, TA_RST_REPLY, TA_SHUTDOWN, TA_SYN, TA_SYNACK, TCP_CLOSED,
-    TCP_ESTABLISHED, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE, TC_OUT_OF_ORDER,
-    TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF, TF_TIMESTAMPS,
-    TcpActions, TcpConn, TcpSegment, tcp_ack_seq, tcp_blocked, tcp_connected, tcp_drained, tcp_fetch, tcp_fin_seq,
-    tcp_from_guest, tcp_held, tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired, tcp_room, tcp_segment,
-    tcp_sent, tcp_timeout, tcp_window,
+    TCP_ESTABLISHED, TCP_SYN_SENT, TC_AFTER_FIN, TC_CHALLENGE, TC_DUPLICATE, TC_FAST_RETRANSMIT, TC_KEEPALIVE,
+    TC_OUT_OF_ORDER, TC_PAWS, TC_PROBE, TC_RESET_BY_GUEST, TC_RETRANSMIT, TC_TIMED_OUT, TF_GUEST_FIN, TF_HOST_EOF,
+    TF_SHUT_DONE, TF_TIMESTAMPS, TcpActions, TcpConn, TcpSegment, tcp_ack_seq, tcp_blocked, tcp_connected, tcp_drained,
+    tcp_fetch, tcp_fin_seq, tcp_from_guest, tcp_held, tcp_hole, tcp_host_eof, tcp_kept, tcp_refused, tcp_repaired,
+    tcp_room, tcp_segment, tcp_sent, tcp_timeout, tcp_window,
 )
 from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE, tcp_options, tcp_syn_options
 from bucatini.datapath.timers cimport timer_arm
@@ -196,6 +196,9 @@ cdef void tcp_emit_reset(Worker *w, Flow *flow) noexcept nogil:
     """Send RST for a flow (T23: with ACK, but for a connection the guest never answered)."""
     cdef TcpConn *c = &flow.u.tcp.conn
     count(w, C_TCP_RST_SENT)
+    if c.state == TCP_SYN_SENT:
+        emit(w, flow, c.snd_max, TH_RST)
+        return
     emit(w, flow, tcp_ack_seq(c), TH_RST | TH_ACK)
 
 
@@ -232,11 +235,13 @@ cdef void tcp_forget(Worker *w, Flow *flow) noexcept nogil:
 
 
 cdef void tcp_abort_host(Worker *w, Flow *flow) noexcept nogil:
-    """Reset the host's end (T5) and forget the flow."""
+    """Reset the host's end (T5) and forget the flow; after the guest's FIN the host's kernel sends what it has."""
     cdef linger now
     now.l_onoff = 1
     now.l_linger = 0
-    if flow.fd >= 0:
+    if flow.fd >= 0 and flow.u.tcp.conn.flags & TF_SHUT_DONE:
+        recv(flow.fd, NULL, INT32_MAX, MSG_TRUNC | MSG_DONTWAIT)  # with anything unread close(2) is a reset
+    elif flow.fd >= 0:
         setsockopt(flow.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
     tcp_forget(w, flow)
 
@@ -436,7 +441,8 @@ cdef bint pump(Worker *w, Flow *flow) noexcept nogil:
             if n < room and not t.hangup and not t.broken and not t.urgent:
                 t.readable = 0  # drained: the next byte makes an edge
         elif n == 0 and t.broken:
-            t.readable = 0
+            reset_by_host(w, flow)
+            return True
         elif n == 0:
             t.readable = 0
             tcp_host_eof(c, w.now, &a)
@@ -830,8 +836,10 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
     if a.what == 0:
         return
     if a.what & TA_NEW:
-        tcp_abort_host(w, flow)
-        open_from_guest(w, ref, &s)
+        if worker_may_open(w, &begin):
+            tcp_abort_host(w, flow)
+            open_from_guest(w, ref, &s)
+            worker_has_opened(w, begin)
         return
     if a.what & TA_ABORT:
         tcp_abort_host(w, flow)
@@ -874,13 +882,13 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         e.pump = True
     if a.what & TA_ACK_BATCH:
         e.ack = True
+    # What is acknowledged must be accepted: first the payload of this batch
+    if a.what & (TA_FIN | TA_ACK) and e.count and deliver(w, e) < 0:
+        reset_by_host(w, flow)
+        return
     if a.what & TA_FIN:
         emit(w, flow, tcp_fin_seq(c), TH_FIN | TH_ACK)
-    if a.what & TA_ACK:
-        # What is acknowledged must be accepted: first the payload of this batch. Each one is sent: duplicates count
-        if e.count and deliver(w, e) < 0:
-            reset_by_host(w, flow)
-            return
+    if a.what & TA_ACK:  # each one is sent: duplicates count
         emit(w, flow, tcp_ack_seq(c), TH_ACK)
         e.ack = False
 
@@ -930,7 +938,11 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
             # What came before the reset is still there to be read
             t.broken = 1
             pump(w, flow)
-            if flow.kind == FLOW_TCP and flow.fd >= 0:
+            if flow.fd < 0:
+                return
+            if t.readable and t.conn.state == TCP_ESTABLISHED:
+                settle(w, flow, False)
+            else:
                 reset_by_host(w, flow)
             return
     if events & EPOLLOUT and t.head:

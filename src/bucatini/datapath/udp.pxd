@@ -49,8 +49,8 @@ cdef bint udp_segments_refused(int error) noexcept nogil
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
-# Closes a flow that may go, for its place or for its descriptor, of the side that has more of them; for the guest's
-# sake, with nothing there that may go, one of the other's. Returns whether there was one.
+# Closes a flow that may go, for its place or for its descriptor, of the side that has more of them; with nothing there
+# that may go, one of the host's side, and for the guest's sake of either. Returns whether there was one.
 cdef bint udp_make_room(Worker *w, bint descriptor, bint from_host) noexcept nogil
 # Sends the datagrams in the slots from `first` to `n` to the guest, in superframes where that goes.
 cdef void udp_deliver(Worker *w, Flow *flow, int first, int n) noexcept nogil

@@ -507,7 +507,7 @@ cdef bint give_way(Worker *w, int side, bint descriptor) noexcept nogil:
 
 cdef bint udp_make_room(Worker *w, bint descriptor, bint from_host) noexcept nogil:
     cdef int more = 1 if udp(w).ages[1].count > udp(w).ages[0].count else 0
-    return give_way(w, more, descriptor) or (not from_host and give_way(w, 1 - more, descriptor))
+    return give_way(w, more, descriptor) or give_way(w, 1 if from_host else 1 - more, descriptor)
 
 
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
@@ -613,7 +613,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         udp_close_flow(w, flow)
         return NULL
     udp_opened(w, flow)
-    if flow.u.udp.bound_port:
+    if flow.u.udp.bound_port or not addr_is_unspecified(&target.source):
         flow.u.udp.sure_at = w.now + EARLY_NS
         take_early(w, flow, EARLY)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))

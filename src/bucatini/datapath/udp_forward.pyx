@@ -83,16 +83,26 @@ cdef Flow *open_flow(Worker *w, const FlowKey *key) noexcept nogil:
     return flow
 
 
-cdef void answer_from(Worker *w, Flow *flow, const Listener *listener, const Slot *slot, const addr_t *peer,
+cdef uint32_t scope_of(const Listener *listener, const Slot *slot) noexcept nogil:
+    """The link that a datagram came by, where its addresses need one."""
+    if slot.name.sa.sa_family == AF_INET6 and slot.name.in6.sin6_scope_id:
+        return slot.name.in6.sin6_scope_id
+    return listener.scope_id
+
+
+cdef bint is_of(const Flow *flow, const Listener *listener, const Slot *slot, const addr_t *peer) noexcept nogil:
+    """Whether a flow that a forward opened is this peer's: translated, several may have the same address."""
+    return addr_equal(&flow.target, peer) and (not addr_is_linklocal6(peer)
+                                               or flow.u.udp.scope_id == scope_of(listener, slot))
+
+
+cdef void answer_from(Worker *w, Flow *flow, const Listener *listener, const Slot *slot,
                       const addr_t *asked) noexcept nogil:
     """Have answers leave where, and as what, the peer has asked last."""
-    memcpy(&flow.target, peer, sizeof(addr_t))
     flow.u.udp.listener = <uint32_t> (listener - w.listeners)
     flow.u.udp.local_port = listener.port
     memcpy(&flow.u.udp.asked, &listener.address if addr_is_unspecified(asked) else asked, sizeof(addr_t))
-    flow.u.udp.scope_id = listener.scope_id
-    if slot.name.sa.sa_family == AF_INET6 and slot.name.in6.sin6_scope_id:
-        flow.u.udp.scope_id = slot.name.in6.sin6_scope_id
+    flow.u.udp.scope_id = scope_of(listener, slot)
 
 
 cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
@@ -119,15 +129,21 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
             break
         end += 1
     flow = flow_find(w.flows, &key)
-    if flow != NULL and flow.fd >= 0 and flow.u.udp.bound_port != listener.port and not flow.u.udp.batch:
-        udp_close_flow(w, flow)  # the guest's own, from another port: its peer would not know the answers
+    if (flow != NULL and flow.fd >= 0 and flow.u.udp.bound_port != listener.port and flow.u.udp.to_guest == 0
+            and not flow.u.udp.batch):
+        udp_close_flow(w, flow)  # the guest's own, from another port, and never answered there
         flow = NULL
     if flow == NULL:
         flow = open_flow(w, &key)
         if flow == NULL:
             return 1
+        memcpy(&flow.target, &peer, sizeof(addr_t))
+        flow.u.udp.scope_id = scope_of(listener, &slot)
     if flow.fd < 0:
-        answer_from(w, flow, listener, &slot, &peer, &asked)
+        if not is_of(flow, listener, &slot, &peer):
+            count(w, C_DROP_UDP_INBOUND)
+            return 1
+        answer_from(w, flow, listener, &slot, &asked)
     udp_deliver(w, flow, first, end)
     return end - first
 

@@ -205,7 +205,8 @@ cdef int udp_splice_serve(Worker *w, Listener *listener, int first, int n) noexc
 
 cdef inline bint is_of(const Listener *listener, const Flow *flow) noexcept nogil:
     return (listener.used and listener.protocol == PROTO_UDP and listener.port == flow.key.gport
-            and listener.pif == flow.key.pif)
+            and listener.pif == flow.key.pif
+            and (listener.version == 0 or (listener.version == 4) == addr_is_v4(&flow.key.remote)))
 
 
 cdef Listener *forward_of(Worker *w, Flow *flow) noexcept nogil:

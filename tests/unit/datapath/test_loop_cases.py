@@ -1,6 +1,7 @@
 """Known cases at the link: the frames that the guest sends and gets, literally, with real sockets behind them."""
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -22,6 +23,7 @@ from unit.datapath.guest_link import FLOWS, GUEST, GUEST_MAC, HOST, OUR_MAC, VNE
 WINDOW_SCALE_7 = ((tcp.OPTION_MSS, (1460).to_bytes(2, "big")), (tcp.OPTION_WINDOW_SCALE, b"\x07"))
 TESTS = Path(__file__).parents[2]
 IP_PKTINFO, IP_RECVTTL = 8, 12  # linux/in.h
+SIOCOUTQ = 0x5411  # linux/sockios.h
 
 
 @pytest.fixture
@@ -106,6 +108,73 @@ def test_T5_a_reset_of_the_server_is_one_for_the_guest(link: Link, server: socke
         answer = link.receive_segment()
         assert answer.flags & RST
         assert answer.seq == number
+
+
+def test_T5_what_came_before_a_reset_of_the_server_reaches_the_guest(link: Link, server: socket.socket) -> None:
+    data = os.urandom(50_000)  # more than the guest's window, less than the host's
+    port = server.getsockname()[1]
+
+    def acknowledge(seq: int, ack: int, flags: int = ACK) -> None:
+        link.send(6, Tcp(40000, port, seq, ack, flags, 8192).emit(GUEST, HOST))
+
+    acknowledge(999, 0, SYN)
+    number = link.receive_segment().seq + 1
+    peer, _ = server.accept()
+    acknowledge(1000, number)
+    peer.sendall(data)
+    deadline = time.monotonic() + 5
+    while struct.unpack("i", fcntl.ioctl(peer, SIOCOUTQ, bytes(4)))[0]:  # what is not with us yet a reset takes away
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    got = bytearray()
+    while True:
+        segment = link.receive_segment()
+        if segment.flags & RST:
+            break
+        if segment.seq - number == len(got):
+            got += segment.payload
+        acknowledge(1000, number + len(got))
+    assert bytes(got) == data
+
+
+def test_T8_what_was_acknowledged_reaches_a_slow_server_after_the_guest_is_gone(
+    link: Link, server: socket.socket
+) -> None:
+    data = os.urandom(100_000)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with opened(link, server) as (peer, port, number):
+        acknowledged = 0
+        while acknowledged < len(data):
+            piece = data[acknowledged : acknowledged + 1400]
+            last = acknowledged + len(piece) == len(data)
+            link.segment(40000, port, ACK | (FIN if last else PSH), 1000 + acknowledged, number, piece)
+            answer = link.receive_segment()
+            assert answer.ack - 1000 >= acknowledged + len(piece)
+            acknowledged = answer.ack - 1000 - last
+        link.segment(40000, port, RST, 1000 + len(data) + 1)  # what is left of the guest's end forgets it
+        link.segment(40000, closed_port(), SYN, 1)
+        assert link.receive_segment().flags & RST
+        assert link.path.flows == 0
+        got = b""
+        while part := peer.recv(1 << 16):
+            got += part
+        assert got == data
+
+
+def test_T5_a_client_that_gives_up_before_the_guest_has_answered_resets_it_validly(link: Link) -> None:
+    link.path.guest_mac(GUEST_MAC)  # else it would be sent to everybody
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        link.path.add_listener(listener.detach(), 6, 4, port, port)
+        with socket.create_connection(("127.0.0.1", port), 5) as client:
+            syn = link.receive_segment()
+            assert syn.flags == SYN
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset = link.receive_segment()
+        assert (reset.flags, reset.seq) == (RST, syn.seq + 1)
 
 
 def test_T19_a_segment_of_an_unknown_connection_is_reset(link: Link) -> None:
@@ -488,6 +557,34 @@ def test_U4_an_answer_comes_from_the_port_that_was_asked_whoever_spoke_first(lin
             assert peer.recvfrom(100) == (b"answer", ("127.0.0.1", port))
 
 
+def test_U4_the_answers_of_one_peer_are_not_led_away_by_another_that_looks_the_same(link: Link) -> None:
+    """All of the loopback is one address to the guest."""
+    with bound() as (peer, number), forwarded(link) as port, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.2", number))
+        peer.sendto(b"question", ("127.0.0.1", port))
+        assert udp.Udp.parse(link.receive().payload).payload == b"question"
+        other.sendto(b"mine", ("127.0.0.1", port))
+        peer.sendto(b"again", ("127.0.0.1", port))
+        assert udp.Udp.parse(link.receive().payload).payload == b"again"
+        assert link.path.counters()["drop_udp_inbound"] == 1
+        link.send(17, udp.Udp(port, number, b"answer").emit(GUEST, HOST))
+        assert peer.recv(100) == b"answer"
+
+
+def test_U4_a_flow_of_the_guest_that_was_answered_is_not_closed_by_a_datagram_at_a_forward(link: Link) -> None:
+    with bound() as (peer, number), bound() as (free, to):
+        free.close()
+        with forwarded(link, to) as port:
+            link.send(17, udp.Udp(to, number, b"query").emit(GUEST, HOST))
+            _, asker = peer.recvfrom(100)
+            peer.sendto(b"answer", asker)
+            assert udp.Udp.parse(link.receive().payload).payload == b"answer"
+            peer.sendto(b"hello", ("127.0.0.1", port))
+            assert udp.Udp.parse(link.receive().payload).payload == b"hello"
+            link.send(17, udp.Udp(to, number, b"query").emit(GUEST, HOST))
+            assert peer.recvfrom(100) == (b"query", asker)
+
+
 def test_U4_what_came_as_a_broadcast_is_answered_from_an_address_of_the_host(link: Link) -> None:
     with bound() as (peer, _), forwarded(link) as port:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -512,6 +609,20 @@ def test_U11_a_flood_at_a_forward_does_not_push_out_what_the_guest_asked(link: L
         assert link.path.counters()["udp_evicted"] >= 16
         server.sendto(b"answer", asker)
         assert udp.Udp.parse(link.receive().payload).payload == b"answer"
+
+
+@pytest.mark.parametrize("link", [8], indirect=True)  # half of them may be UDP's
+def test_U11_a_guest_that_uses_its_flows_does_not_keep_peers_of_a_forward_out(link: Link) -> None:
+    with bound() as (server, to), forwarded(link) as port, contextlib.ExitStack() as peers:
+        for _ in range(3):
+            for sport in (5000, 5001):
+                link.send(17, udp.Udp(sport, to, b"question").emit(GUEST, HOST))
+                server.recv(100)
+        for number in range(6):
+            peer, _ = peers.enter_context(bound())
+            peer.sendto(b"%d" % number, ("127.0.0.1", port))
+            assert udp.Udp.parse(link.receive().payload).payload == b"%d" % number
+        assert link.path.counters()["flow_refused"] == 0
 
 
 @pytest.mark.parametrize("link", [2], indirect=True)  # one of them may be UDP's

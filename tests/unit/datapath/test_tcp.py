@@ -457,6 +457,29 @@ def test_T12_a_zero_window_is_probed_for_as_long_as_the_guest_answers() -> None:
     assert t.machine.room() == 512 << 7
 
 
+def test_T12_a_host_that_goes_on_sending_does_not_put_the_probes_off() -> None:
+    t = established()
+    t.guest(ACK, 0, 0, window=0)
+    t.machine.blocked(t.now)
+    probes = 0
+    for _ in range(600):
+        t.now += 100 * MS
+        t.machine.blocked(t.now)  # a byte more
+        while t.field("deadline") <= t.now:
+            assert t.machine.timeout(t.now) == {"probe"}
+            probes += 1
+    assert probes >= 8
+
+
+def test_T8_a_new_connection_waits_until_what_was_acknowledged_is_handed_over() -> None:
+    t = established()
+    t.guest(ACK | FIN, 0, 0, length=100)
+    t.machine.held(100)
+    assert t.guest(SYN, 5000) == set()
+    t.machine.held(0)
+    assert t.guest(SYN, 5000) == {"new"}
+
+
 def test_a_guest_that_does_not_answer_probes_is_given_up_in_the_end() -> None:
     t = established()
     t.guest(ACK, 0, 0, window=0)
