@@ -87,7 +87,7 @@ def part_of(path: Path) -> str | None:
     return next((part for part, directory in PARTS.items() if path.is_relative_to(directory)), None)
 
 
-def tests_in(directory: Path) -> Iterator[tuple[Path, str]]:
+def find_tests(directory: Path) -> Iterator[tuple[Path, str]]:
     """File and name of each test function below a directory, as they are written there."""
     for path in sorted(directory.rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -225,7 +225,7 @@ class CaseTable:
 
     def pytest_collection_finish(self) -> None:
         """Refuse now, and not after all the tests that there are."""
-        if reason := self.left_out(test for directory in PARTS.values() for test in tests_in(directory)):
+        if reason := self.left_out(test for directory in PARTS.values() for test in find_tests(directory)):
             pytest.exit(f"--cases: {self.file} cannot be written: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -13,12 +13,12 @@ from case_table import (
     Outcome,
     Row,
     counts_of,
+    find_tests,
     ids_of,
     outcome_of,
     parse,
     render,
     rows_of,
-    tests_in,
 )
 
 UNIT = TESTS / "unit" / "datapath" / "test_tcp.py"
@@ -229,7 +229,7 @@ def test_tests_are_found_by_their_names(tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_text("def test_T1_x(): ...\n\ndef helper():\n    def test_inside(): ...\n\nTEST = 1\n")
     (tmp_path / "other.py").write_text("def test_elsewhere(): ...\n")
-    assert list(tests_in(tmp_path)) == [(file, "test_T1_x")]
+    assert list(find_tests(tmp_path)) == [(file, "test_T1_x")]
 
 
 def test_counts_are_read_from_the_page() -> None:
@@ -241,7 +241,7 @@ def test_counts_are_read_from_the_page() -> None:
 def test_the_committed_table_counts_the_tests_that_there_are(request: pytest.FixtureRequest) -> None:
     if request.config.option.cases is not None:
         pytest.skip("this session writes the table anew")
-    tests = [Function(name, part, ids_of(name)) for part, below in PARTS.items() for _, name in tests_in(below)]
+    tests = [Function(name, part, ids_of(name)) for part, below in PARTS.items() for _, name in find_tests(below)]
     rows = rows_of(parse(CASES.read_text(encoding="utf-8")), tests)
     counted = counts_of((CASES.parent / "cases.md").read_text(encoding="utf-8"))
     assert counted == {row.case: (str(row.trace or "–"), str(row.system or "–")) for row in rows}, "see `make cases`"
