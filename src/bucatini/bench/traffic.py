@@ -121,20 +121,16 @@ def serve_sink(host: str, port: int, size: int, seconds: float) -> None:
     print(json.dumps(received(sock.fileno(), seconds)), flush=True)
 
 
-def connected(host: str, port: int) -> socket.socket:
-    """A socket of datagrams that is connected to the first who asks."""
-    sock = bound(socket.SOCK_DGRAM, host, port)
-    _, source = sock.recvfrom(65536)
-    sock.connect(source)
-    return sock
+def serve_sender(role: str) -> Callable[[str, int, int, float], None]:
+    """A server that sends datagrams to the first who asks."""
 
+    def serve(host: str, port: int, size: int, seconds: float) -> None:
+        sock = bound(socket.SOCK_DGRAM, host, port)
+        _, source = sock.recvfrom(65536)
+        sock.connect(source)
+        print(json.dumps(SENDERS[role](sock.fileno(), size, seconds)), flush=True)
 
-def serve_blast(host: str, port: int, size: int, seconds: float) -> None:
-    print(json.dumps(blast(connected(host, port).fileno(), size, seconds)), flush=True)
-
-
-def serve_paced(host: str, port: int, size: int, seconds: float) -> None:
-    print(json.dumps(pace(connected(host, port).fileno(), size, seconds)), flush=True)
+    return serve
 
 
 SERVERS: dict[str, Callable[[str, int, int, float], None]] = {
@@ -143,8 +139,8 @@ SERVERS: dict[str, Callable[[str, int, int, float], None]] = {
     "held": serve_held,
     "datagrams": serve_datagrams,
     "sink": serve_sink,
-    "blast": serve_blast,
-    "paced": serve_paced,
+    "blast": serve_sender("udp-send"),
+    "paced": serve_sender("udp-paced"),
 }
 
 
