@@ -1,11 +1,14 @@
 """The table of cases, docs/cases.md: which tests there are for each case, and how they ended. See `make cases`.
 
 Tests say in their names which cases they are for: the ids follow `test`, as in test_T16_T17_a_keep_alive. What each
-case demands is in docs/cases.txt. With `--cases FILE`, a session of all tests writes the table to FILE at its end.
+case demands is in docs/cases.txt. With `--cases FILE`, a session of all tests writes the table to FILE at its end. A
+session that leaves tests out (by a path, -k, -m, --deselect, --ignore, or by stopping at a failure) writes none: it is
+refused before its first test where that is known by then.
 """
 
+import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +28,12 @@ STATES = {
     "passed": "passed",
     "failed": "failed",
     "skipped": "skipped at least in part",
-    "not run": "not run at least in part",
     "no test yet": "without a test",
 }
 
 
 class Outcome(NamedTuple):
-    state: str  # passed, failed, skipped, not run
+    state: str  # passed, failed, skipped; not run, before it has
     reason: str = ""
 
 
@@ -75,9 +77,22 @@ def parse(text: str) -> dict[str, str]:
     return cases
 
 
+def some(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    return f"{len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+
+
 def part_of(path: Path) -> str | None:
     """The column in which tests of this file are counted."""
     return next((part for part, directory in PARTS.items() if path.is_relative_to(directory)), None)
+
+
+def find_tests(directory: Path) -> Iterator[tuple[Path, str]]:
+    """File and name of each test function below a directory, as they are written there."""
+    for path in sorted(directory.rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                yield path, node.name
 
 
 def outcome_of(report: pytest.TestReport) -> Outcome:
@@ -103,10 +118,7 @@ def result_of(functions: Iterable[Function]) -> tuple[str, str]:
         return "passed", "passed"
     partly = "passed, in part " if "passed" in states else ""
     reasons = dict.fromkeys(outcome.reason for _, outcome in outcomes if outcome.state == "skipped")
-    skipped = f"skipped: {'; '.join(reasons)}" if reasons else ""
-    if "not run" in states:
-        return "not run", partly + ", ".join(filter(None, ["not run", skipped]))
-    return "skipped", partly + skipped
+    return "skipped", f"{partly}skipped: {'; '.join(reasons)}"
 
 
 def rows_of(cases: Mapping[str, str], functions: Iterable[Function]) -> list[Row]:
@@ -143,6 +155,12 @@ def render(rows: list[Row]) -> str:
     return "\n".join(page) + "\n"
 
 
+def counts_of(page: str) -> dict[str, tuple[str, str]]:
+    """The columns trace and system of a page that `render` made, by case."""
+    rows = [line.removeprefix("| ").split(" | ") for line in page.splitlines() if re.match(r"\| [A-Z]\d", line)]
+    return {cells[0]: (cells[-3], cells[-2]) for cells in rows}
+
+
 class CaseTable:
     """Collects the outcomes of a session, and writes the table when all of the tests were in it."""
 
@@ -151,12 +169,15 @@ class CaseTable:
         self.cases = cases
         self.functions: dict[str, Function] = {}
         self.message = ""
+        self.found: set[tuple[Path, str]] = set()  # test functions, with ids in their names or without
+        self.deselected: list[str] = []  # node ids
         paths = list(paths)  # that the session was asked to run
         self.asked = all(any(directory.is_relative_to(path) for path in paths) for directory in PARTS.values())
 
     def add(self, nodeid: str, name: str, path: Path) -> None:
-        """A test has been found; without ids in its name, or elsewhere, it is of no interest."""
+        """A test has been found; without ids in its name, or elsewhere, its outcome is of no interest."""
         part, ids = part_of(path), ids_of(name)
+        self.found.add((path, name))
         if part is not None and ids:
             function = self.functions.setdefault(nodeid.partition("[")[0], Function(name, part, ids))
             function.outcomes[nodeid] = Outcome("not run")
@@ -175,17 +196,23 @@ class CaseTable:
         if outcome.state == "failed" or former in {"not run", "passed"}:
             function.outcomes[nodeid] = outcome
 
-    def missing(self) -> str:
-        """Why this session cannot write the table: empty if it can."""
+    def left_out(self, written: Iterable[tuple[Path, str]]) -> str:
+        """Why this session is none of all tests: empty if it is. `written`: the tests that there are."""
         if not self.asked:
             return "it needs a session of all of tests/unit and tests/system"
-        for part, directory in PARTS.items():
-            tests = [function for function in self.functions.values() if function.part == part]
-            if all(outcome.state == "not run" for test in tests for outcome in test.outcomes.values()):
-                return f"no test of a case below {directory.relative_to(TESTS.parent)} has run"
+        if self.deselected:
+            return f"tests were deselected: {some(self.deselected)}"
+        if missed := [f"{path.name}::{name}" for path, name in written if (path, name) not in self.found]:
+            return f"tests were not collected: {some(missed)}"
         return ""
 
-    @pytest.hookimpl(tryfirst=True)  # before -k and -m deselect: what they leave out has a test, which has not run
+    def not_run(self) -> str:
+        """The tests of cases that have not run, as a session that stops at a failure has: empty if all have."""
+        outcomes = [pair for function in self.functions.values() for pair in function.outcomes.items()]
+        missed = [nodeid for nodeid, outcome in outcomes if outcome.state == "not run"]
+        return f"tests have not run: {some(missed)}" if missed else ""
+
+    @pytest.hookimpl(tryfirst=True)  # before -k and -m deselect, which say so
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if isinstance(item, pytest.Function):
@@ -193,12 +220,20 @@ class CaseTable:
         if wrong := self.unknown():
             pytest.exit(f"test names with cases that docs/cases.txt does not have:\n{wrong}", returncode=1)
 
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.deselected += [item.nodeid for item in items]
+
+    def pytest_collection_finish(self) -> None:
+        """Refuse now, and not after all the tests that there are."""
+        if reason := self.left_out(test for directory in PARTS.values() for test in find_tests(directory)):
+            pytest.exit(f"--cases: {self.file} cannot be written: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.note(report.nodeid, outcome_of(report))
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if reason := self.missing() if whole else "the session did not come to its end":
+        if reason := self.not_run() if whole else "the session did not come to its end":
             self.message = f"{self.file} not written: {reason}"
             return
         self.file.write_text(render(rows_of(self.cases, self.functions.values())), encoding="utf-8")

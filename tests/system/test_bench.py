@@ -36,7 +36,7 @@ def machine(pid: int = 0) -> tuple[object, ...]:
 def test_a_run_writes_result_page_and_chart(installation: Installation, tmp_path: Path) -> None:
     before = machine()
     file = tmp_path / "result.json"
-    cells = "crr,dns,tcp-forward-in,udp-in-64,tcp-pingpong,held-1k,start"
+    cells = "crr,dns,tcp-forward-in,udp-in-64,udp-paced-in,udp-paced-out,tcp-pingpong,held-1k,start"
     command = [installation.bucatini, "bench", "--runs", "1", "--systems", "veth,bucatini", "--json", str(file)]
     process = subprocess.Popen(
         [*command, "--cells", cells], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,10 +1,25 @@
-"""The table of cases: ids in names of tests, docs/cases.txt, and what is said about which outcomes."""
+"""The table of cases: ids in names of tests, docs/cases.txt, what is said of which outcomes, and when none is made."""
 
 from pathlib import Path
 
 import pytest
 
-from case_table import CASES, TESTS, CaseTable, Function, Outcome, Row, ids_of, outcome_of, parse, render, rows_of
+from case_table import (
+    CASES,
+    PARTS,
+    TESTS,
+    CaseTable,
+    Function,
+    Outcome,
+    Row,
+    counts_of,
+    find_tests,
+    ids_of,
+    outcome_of,
+    parse,
+    render,
+    rows_of,
+)
 
 UNIT = TESTS / "unit" / "datapath" / "test_tcp.py"
 SYSTEM = TESTS / "system" / "test_tcp.py"
@@ -76,11 +91,9 @@ def test_instances_of_a_function_count_once() -> None:
     [
         (["passed", "passed"], "passed", "passed"),
         (["passed", "failed", "skipped"], "failed", "**failed**: `test_T1_1`"),
-        (["failed", "not run", "failed"], "failed", "**failed**: `test_T1_0`, `test_T1_2`"),
+        (["failed", "passed", "failed"], "failed", "**failed**: `test_T1_0`, `test_T1_2`"),
         (["skipped", "skipped"], "skipped", "skipped: no ping sockets"),
         (["passed", "skipped"], "skipped", "passed, in part skipped: no ping sockets"),
-        (["passed", "not run"], "not run", "passed, in part not run"),
-        (["skipped", "not run"], "not run", "not run, skipped: no ping sockets"),
     ],
 )
 def test_the_worst_outcome_is_the_result(outcomes: list[str], state: str, result: str) -> None:
@@ -162,20 +175,39 @@ def both(made: CaseTable) -> CaseTable:
     return made
 
 
-@pytest.mark.parametrize("paths", [[TESTS], [TESTS.parent], [TESTS / "system", TESTS / "unit"]])
-def test_a_session_of_all_tests_writes_the_table(tmp_path: Path, paths: list[Path]) -> None:
-    made = both(table(*paths, file=tmp_path / "cases.md"))
+def test_a_session_that_has_run_all_tests_writes_the_table(tmp_path: Path) -> None:
+    made = both(table(file=tmp_path / "cases.md"))
     made.pytest_sessionfinish(pytest.ExitCode.TESTS_FAILED)
     assert "| T1 | One. | 1 | 1 | passed |\n" in made.file.read_text(encoding="utf-8")
     assert made.message.endswith("cases.md written")
 
 
+@pytest.mark.parametrize("paths", [[TESTS], [TESTS.parent], [TESTS / "system", TESTS / "unit"]])
+def test_a_session_of_all_tests_leaves_none_out(paths: list[Path]) -> None:
+    assert both(table(*paths)).left_out([(UNIT, "test_T1_x"), (SYSTEM, "test_T1_x")]) == ""
+
+
 @pytest.mark.parametrize("paths", [[TESTS / "unit"], [TESTS / "unit", SYSTEM]])
-def test_a_session_of_some_tests_writes_none(tmp_path: Path, paths: list[Path]) -> None:
-    made = both(table(*paths, file=tmp_path / "cases.md"))
-    made.pytest_sessionfinish(pytest.ExitCode.OK)
-    assert not made.file.exists()
-    assert "not written" in made.message
+def test_a_session_of_some_paths_is_refused(paths: list[Path]) -> None:
+    assert both(table(*paths)).left_out([]) == "it needs a session of all of tests/unit and tests/system"
+
+
+def test_a_session_that_deselects_is_refused() -> None:
+    made = both(table())
+    made.deselected = [f"test_tcp.py::test_T1_x[{number}]" for number in range(4)]
+    shown = ", ".join(made.deselected[:3])
+    assert made.left_out([]) == f"tests were deselected: 4, {shown} ..."
+
+
+def test_a_session_that_does_not_collect_a_test_is_refused() -> None:
+    written = [(UNIT, "test_T1_x"), (UNIT, "test_without_a_case")]
+    assert both(table()).left_out(written) == "tests were not collected: 1, test_tcp.py::test_without_a_case"
+
+
+def test_a_refusal_ends_the_session_before_its_first_test() -> None:
+    with pytest.raises(pytest.exit.Exception, match=r"cases\.md cannot be written: tests were not collected") as ended:
+        table().pytest_collection_finish()
+    assert ended.value.returncode == pytest.ExitCode.USAGE_ERROR
 
 
 def test_a_session_that_is_interrupted_writes_none(tmp_path: Path) -> None:
@@ -184,11 +216,32 @@ def test_a_session_that_is_interrupted_writes_none(tmp_path: Path) -> None:
     assert not made.file.exists()
 
 
-def test_a_session_that_ran_nothing_of_a_directory_writes_none(tmp_path: Path) -> None:
-    made = table(file=tmp_path / "cases.md")
-    made.add("test_T1_x", "test_T1_x", UNIT)
-    made.note("test_T1_x", Outcome("passed"))
-    made.add("test_T1_y", "test_T1_y", SYSTEM)
-    made.pytest_sessionfinish(pytest.ExitCode.OK)
-    assert made.message.endswith("no test of a case below tests/system has run")
+def test_a_session_that_stops_at_a_failure_writes_none(tmp_path: Path) -> None:
+    made = both(table(file=tmp_path / "cases.md"))
+    made.add("test_tcp.py::test_T1_y", "test_T1_y", SYSTEM)
+    made.pytest_sessionfinish(pytest.ExitCode.TESTS_FAILED)
+    assert made.message.endswith("cases.md not written: tests have not run: 1, test_tcp.py::test_T1_y")
     assert not made.file.exists()
+
+
+def test_tests_are_found_by_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "below" / "test_x.py"
+    file.parent.mkdir()
+    file.write_text("def test_T1_x(): ...\n\ndef helper():\n    def test_inside(): ...\n\nTEST = 1\n")
+    (tmp_path / "other.py").write_text("def test_elsewhere(): ...\n")
+    assert list(find_tests(tmp_path)) == [(file, "test_T1_x")]
+
+
+def test_counts_are_read_from_the_page() -> None:
+    rows = [Row("T1", "A | b.", 2, 0, "passed", "passed"), Row("U12", "Two.", 0, 11, "skipped", "skipped: a | b")]
+    assert counts_of(render(rows)) == {"T1": ("2", "–"), "U12": ("–", "11")}
+
+
+@pytest.mark.lint
+def test_the_committed_table_counts_the_tests_that_there_are(request: pytest.FixtureRequest) -> None:
+    if request.config.option.cases is not None:
+        pytest.skip("this session writes the table anew")
+    tests = [Function(name, part, ids_of(name)) for part, below in PARTS.items() for _, name in find_tests(below)]
+    rows = rows_of(parse(CASES.read_text(encoding="utf-8")), tests)
+    counted = counts_of((CASES.parent / "cases.md").read_text(encoding="utf-8"))
+    assert counted == {row.case: (str(row.trace or "–"), str(row.system or "–")) for row in rows}, "see `make cases`"

@@ -87,6 +87,13 @@ def test_paths_in_the_code_map_exist() -> None:
     assert not missing
 
 
+def test_every_module_is_in_the_code_map() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Code map")[2].partition("## The data path")[0]
+    paths = {path for path in SOURCES if not path.name.startswith("__")}
+    modules = {str(path.relative_to(PACKAGE)) for path in paths if path.with_suffix(".pyx") not in paths - {path}}
+    assert modules == {name for name in BACKTICKS.findall(text) if re.fullmatch(r"(\w+/)?\w+\.(py|pyx|pxd)", name)}
+
+
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     long = []
     for path in (path for tree in TREES for path in (ROOT / tree).rglob("*")):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from bucatini.bench import topology
 from bucatini.bench.systems import BYPASS_IN, BYPASS_OUT, OURS, System
 from bucatini.bench.topology import SERVER4, SERVER6, Delay, Topology
+from bucatini.bench.traffic import PACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,13 +27,14 @@ TRAFFIC = [sys.executable, "-m", "bucatini.bench.traffic"]
 PLACEMENT = (
     "The translator is alone on CPU 0, both ends of a TCP stream share CPU 1. Round trips, connections and queries "
     "have all three on CPU 0; beside a stream, the ends of both are on CPU 1. For UDP the sender is alone on CPU 1, "
-    "so that it sends more than anybody can take. A delay line runs on CPU 0, a virtual machine on CPU 1, and "
+    "so that it sends more than anybody can take; at 1 Gbit/s both ends are there. "
+    "A delay line runs on CPU 0, a virtual machine on CPU 1, and "
     "what it talks to on CPU 0. Starts are not pinned."
 )
 TRANSLATORS = (OURS, "pasta", "slirp4netns")
 MACHINES = (OURS, "passt")
-PACE = 1  # Gbit/s of a stream that is held back to what most can carry
 LOADED = 3  # seconds of the stream beside which round trips are made
+PACED = 2  # seconds of a stream of datagrams whose CPU is measured, in ticks of 10 ms
 FEW = 3  # rounds of variants of another cell, and of what takes long
 
 
@@ -297,6 +299,40 @@ def udp_in(size: int) -> Callable[[System], dict[str, float]]:
     return run
 
 
+def paced(system: System, cpu_before: float | None, sent: float, came: float) -> dict[str, float]:
+    """What came of the bytes sent, and the translator's CPU seconds for each gigabyte that did."""
+    if not came:
+        raise RuntimeError("no data came through")
+    values = {"": came / sent * 100, "stream": sent * 8 / 1e9 / PACED}
+    cpu = system.cpu()
+    if cpu is not None and cpu_before is not None:
+        values["cpu"] = (cpu - cpu_before) / (came / 1e9)
+    return values
+
+
+def udp_paced_out(size: int) -> Callable[[System], dict[str, float]]:
+    """The receiver goes on until nothing has come for half a second: `PACED` + 1 is only a bound."""
+
+    def run(system: System) -> dict[str, float]:
+        before = system.cpu()
+        with Server(system, traffic("sink", SERVER4, 7104, size, PACED + 1), END_CPU) as sink:
+            sent = json.loads(system.output(traffic("udp-paced", SERVER4, 7104, size, PACED), END_CPU))
+            # The sink takes the first one to begin
+            return paced(system, before, sent["bytes"], json.loads(sink.line())["bytes"] + size)
+
+    return run
+
+
+def udp_paced_in(size: int) -> Callable[[System], dict[str, float]]:
+    def run(system: System) -> dict[str, float]:
+        before = system.cpu()
+        with Server(system, traffic("paced", SERVER4, 7105, size, PACED), END_CPU) as sender:
+            came = json.loads(system.output(traffic("udp-receive", SERVER4, 7105, size, PACED + 1), END_CPU))
+            return paced(system, before, json.loads(sender.line())["bytes"], came["bytes"])
+
+    return run
+
+
 # Connections held open
 
 
@@ -338,6 +374,11 @@ LOADED_TRIPS = (
     Metric("stream", "the stream meanwhile", "Gbit/s"),
 )
 PACKETS = (Metric("", "received", "1000/s"), Metric("loss", "lost", "%", higher_is_better=False))
+PACED_PACKETS = (
+    Metric("", "received", "%"),
+    CPU,
+    Metric("stream", "sent", "Gbit/s"),
+)
 HELD = (
     Metric("", "memory of the translator for each", "bytes", higher_is_better=False),
     Metric("rate", "opened", "1/s"),
@@ -434,6 +475,9 @@ def short_exchanges() -> list[Cell]:
         for way, words, run in (("out", "namespace → host", udp_out), ("in", "host → namespace", udp_in)):
             title = f"UDP, {size} bytes, {words}"
             found.append(Cell(f"udp-{way}-{size}", title, where, PACKETS, run(size), quick=size == 64))
+    for way, words, run in (("out", "namespace → host", udp_paced_out), ("in", "host → namespace", udp_paced_in)):
+        title = f"UDP at {PACE} Gbit/s, 1400 bytes, {words}"
+        found.append(Cell(f"udp-paced-{way}", title, where, PACED_PACKETS, run(1400), FEW))
     return found
 
 

@@ -24,6 +24,7 @@ ROUND_TRIP = {
     "udp-pingpong": (socket.SOCK_DGRAM, load.udp_ping_pong),
 }
 BUFFER = 4 << 20  # bytes, of a receiver of datagrams
+PACE = 1  # Gbit/s of payload, of a stream that is held back to what most can carry
 
 
 def address_of(host: str, port: int) -> tuple[int, tuple[object, ...]]:
@@ -52,6 +53,21 @@ def received(fd: int, seconds: float) -> dict[str, float]:
     """Receive for a time; what came."""
     count, size, took = load.udp_sink(fd, seconds)
     return {"per_second": count / took, "bytes": size}
+
+
+def blast(fd: int, size: int, seconds: float) -> dict[str, float]:
+    """Send datagrams as fast as the socket takes them."""
+    count = load.udp_blast(fd, size, seconds)
+    return {"per_second": count / seconds, "bytes": count * size}
+
+
+def pace(fd: int, size: int, seconds: float) -> dict[str, float]:
+    """Send datagrams at `PACE`."""
+    count = load.udp_paced(fd, size, seconds, PACE * 1e9)
+    return {"per_second": count / seconds, "bytes": count * size}
+
+
+SENDERS = {"udp-send": blast, "udp-paced": pace}
 
 
 # Servers
@@ -105,11 +121,16 @@ def serve_sink(host: str, port: int, size: int, seconds: float) -> None:
     print(json.dumps(received(sock.fileno(), seconds)), flush=True)
 
 
-def serve_blast(host: str, port: int, size: int, seconds: float) -> None:
-    sock = bound(socket.SOCK_DGRAM, host, port)
-    _, source = sock.recvfrom(65536)
-    sock.connect(source)
-    print(json.dumps({"per_second": load.udp_blast(sock.fileno(), size, seconds) / seconds}), flush=True)
+def serve_sender(role: str) -> Callable[[str, int, int, float], None]:
+    """A server that sends datagrams to the first who asks."""
+
+    def serve(host: str, port: int, size: int, seconds: float) -> None:
+        sock = bound(socket.SOCK_DGRAM, host, port)
+        _, source = sock.recvfrom(65536)
+        sock.connect(source)
+        print(json.dumps(SENDERS[role](sock.fileno(), size, seconds)), flush=True)
+
+    return serve
 
 
 SERVERS: dict[str, Callable[[str, int, int, float], None]] = {
@@ -118,7 +139,8 @@ SERVERS: dict[str, Callable[[str, int, int, float], None]] = {
     "held": serve_held,
     "datagrams": serve_datagrams,
     "sink": serve_sink,
-    "blast": serve_blast,
+    "blast": serve_sender("udp-send"),
+    "paced": serve_sender("udp-paced"),
 }
 
 
@@ -183,8 +205,8 @@ def measure(role: str, host: str, port: int, size: int, seconds: float) -> dict[
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect(address)
         set_timeout(sock, 0.5)
-        if role == "udp-send":
-            return {"per_second": load.udp_blast(sock.fileno(), size, seconds) / seconds}
+        if role in SENDERS:
+            return SENDERS[role](sock.fileno(), size, seconds)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         sock.send(b"x")
         return received(sock.fileno(), seconds)

@@ -99,7 +99,7 @@ cdef enum:
     BOUND = 262144  # bytes, overflow of one flow, and so the largest window towards the guest
     BOUND_MIN = 65536
     BOUND_OVER = 65536  # bytes beyond: windows are rounded up, so small segments find one that never closes
-    SHARE = 131072  # bytes to the guest in one turn of a flow, three superframes: what another flow waits for
+    SHARE = 131072  # bytes to the guest in one turn of a flow, and the frame that crosses it: three superframes
     FRAME_COST = 1024  # a frame counts as so many of them at least: small ones are the guest's choice (MSS, window)
     SCRATCH = 1048576  # bytes re-read at most without SO_PEEK_OFF
     BEHIND_MARK = -2  # `peek`

@@ -58,6 +58,19 @@ def test_where_we_lose_is_named_with_its_reason_or_without(document: dict[str, A
     assert "small@mtu65520): 2.00 of the best peer" in lost[1]
 
 
+def test_a_99th_percentile_that_is_behind_is_named_with_a_reason_of_its_own(document: dict[str, Any]) -> None:
+    document["results"] = [
+        result("loaded-in", {"bucatini": [1.0], "pasta": [1.0]}, higher=False),
+        result("loaded-in", {"bucatini": [3.0], "pasta": [1.0]}, higher=False, metric="p99"),
+        result("paced-in", {"bucatini": [1.02], "pasta": [1.0]}, higher=False, metric="p99"),  # noise
+        result("paced-out", {"pasta": [1.0]}, higher=False, metric="p99"),  # what failed is the first metric's to say
+        result("tcp-out", {"bucatini": [3.0], "pasta": [1.0]}, higher=False, metric="cpu"),
+    ]
+    (line,) = report.losses(document)
+    reason = REASONS["loaded-in@mtu65520 p99"]
+    assert line == f"* the cell loaded-in, 99th percentile (loaded-in@mtu65520): 3.00 of the best peer: {reason}."
+
+
 def test_a_failure_of_ours_is_a_loss_and_is_named(document: dict[str, Any]) -> None:
     document["results"][0]["values"].pop("bucatini")
     document["results"][0]["failures"] = {"bucatini": "no\nconnection"}
@@ -125,7 +138,8 @@ def test_a_wide_spread_is_a_disturbance() -> None:
 
 
 def test_reasons_are_of_cells_that_there_are() -> None:
-    assert set(REASONS) <= {cell.id for cell in CELLS}
+    there = {cell.id for cell in CELLS} | {f"{cell.id} p99" for cell in CELLS if "p99" in {m.key for m in cell.metrics}}
+    assert set(REASONS) <= there
 
 
 def test_the_page_says_the_reason_where_there_is_one(document: dict[str, Any]) -> None:
@@ -151,4 +165,4 @@ def test_the_description_of_the_file_names_every_metric() -> None:
 
 def test_every_cell_in_which_we_are_behind_has_a_reason() -> None:
     committed = json.loads((DOCS / "performance.json").read_text())
-    assert {f"{result['cell']}@{result['environment']}" for result in report.behind(committed)} <= set(REASONS)
+    assert {report.compared(result) for result in report.behind(committed)} <= set(REASONS)

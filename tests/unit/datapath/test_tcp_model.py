@@ -362,6 +362,8 @@ class Connection(RuleBasedStateMachine):
         if deadline and not self.finished and not impatient:
             self.now = max(self.now, deadline)
             self.act(self.machine.timeout(self.now))
+            deadline = self.state("deadline")
+            assert self.finished or not deadline or deadline > self.now, "a timer that has fired is due again at once"
         again = self.guest.data(again=True) if self.guest.una < self.guest.nxt else None
         if again is not None:
             self.to_machine.append(again)
