@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -498,6 +499,36 @@ def test_U14_nothing_of_a_paced_download_is_lost(pasta: Pasta, version: int) -> 
             came.append(receiver.recv(2000))
     assert {len(data) for data in came} == {1400}
     assert [int.from_bytes(data[:4], "big") for data in came] == list(range(batches * burst))
+
+
+@both_versions
+@pytest.mark.parametrize("begins", ["guest", "host"])
+def test_U14_a_burst_that_comes_while_another_has_the_processor_is_not_lost(
+    pasta: Pasta, version: int, begins: str
+) -> None:
+    if int(Path("/proc/sys/net/core/rmem_max").read_text()) < 1 << 20:
+        pytest.skip("net.core.rmem_max is below 1 MiB, and cuts what sockets may hold")
+    number = 500  # of 1400 bytes: 5 ms of a gigabit, five times what a socket takes by default
+    guest = pasta.guest("--config-net", "-u", "8080")
+    find_neighbour(pasta, version)
+    if begins == "guest":
+        sender = pasta.topology.server.bind(SERVER[version], 0)
+        receiver = guest.connect(SERVER[version], sender.getsockname()[1], kind=DATAGRAM)
+        receiver.send(b"here I am")
+        sender.connect(sender.recvfrom(100)[1])
+    else:
+        receiver = guest.bind(ANY[version], 8080)
+        sender = pasta.topology.server.connect(HOST[version], 8080, kind=DATAGRAM, source=SERVER[version])
+        sender.send(b"here I am")
+        assert receiver.recv(100) == b"here I am"
+    roomy(receiver)
+    os.kill(guest.pid, signal.SIGSTOP)
+    try:
+        for count in range(number):
+            sender.send(b"%04d" % count + bytes(1396))
+    finally:
+        os.kill(guest.pid, signal.SIGCONT)
+    assert [receiver.recv(2000)[:4] for _ in range(number)] == [b"%04d" % count for count in range(number)]
 
 
 # U16

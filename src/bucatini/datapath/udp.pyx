@@ -61,9 +61,9 @@ from bucatini.datapath.syscalls cimport (
     IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_RECVERR,
     IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
     MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind, close,
-    cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap, recvmmsg, recvmsg,
-    sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
+    SO_ERROR, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind,
+    close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap, recvmmsg,
+    recvmsg, sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
@@ -97,6 +97,7 @@ cdef enum:
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
     SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
+    RECEIVE_BUFFER = 1 << 20  # bytes, which the kernel doubles: 10 ms of a gigabit in datagrams of 1400 bytes
     EARLY = 16  # receive calls for what came before connect()
     DNS = 53
     MULTICAST_TTL = 1  # towards a group (ip(7), ipv6(7))
@@ -145,6 +146,8 @@ cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept
 
 cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil:
     cdef int one = 1
+    if change > 0:
+        udp_make_roomy(listener.fd)
     if change > 0 and listener.pif == PIF_HOST:  # a dual stack socket takes both
         setsockopt(listener.fd, IPPROTO_IP, IP_RECVERR, &one, sizeof(one))
         setsockopt(listener.fd, IPPROTO_IPV6, IPV6_RECVERR, &one, sizeof(one))
@@ -152,6 +155,12 @@ cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nog
         udp_held(w, listener.pif, True, listener.port)[0] += change
     if listener.version != 4:
         udp_held(w, listener.pif, False, listener.port)[0] += change
+
+
+cdef void udp_make_roomy(int fd) noexcept nogil:
+    """Have a socket take what comes while we wait for a CPU; net.core.rmem_max cuts it (socket(7))."""
+    cdef int size = RECEIVE_BUFFER
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size))
 
 
 cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil:
@@ -604,6 +613,8 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
             udp_tell_guest(w, flow, icmp_error_of(error), &key.remote, 0, ref.payload, ref.payload_length)
         worker_drop_flow(w, flow)
         return NULL
+    if target.port != DNS:  # an answer or two
+        udp_make_roomy(flow.fd)
     size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
     if (bind_source(w, flow, &target) < 0 or connect(flow.fd, &sa.sa, size) < 0
             or worker_watch(w, flow, EPOLLIN) < 0):

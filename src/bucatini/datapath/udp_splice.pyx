@@ -35,8 +35,8 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_bypass
 from bucatini.datapath.udp cimport (
-    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_close_flow, udp_held, udp_make_room, udp_new_flow, udp_opened,
-    udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
+    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_close_flow, udp_held, udp_make_room, udp_make_roomy,
+    udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
 )
 from bucatini.datapath.udp_forward cimport udp_address_answer
 from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_watch
@@ -106,6 +106,8 @@ cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const ad
     flow.u.udp.listener = <uint32_t> (listener - w.listeners)
     flow.fd = other_socket(w, pif, addr_is_v4(target))
     if flow.fd >= 0:
+        if listener.to != DNS:
+            udp_make_roomy(flow.fd)
         bind_source(w, flow, pif)
         size = sockaddr_fill(&sa, target, listener.to, 0)
         if connect(flow.fd, &sa.sa, size) == 0:
