@@ -146,8 +146,6 @@ cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept
 
 cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nogil:
     cdef int one = 1
-    if change > 0:
-        udp_make_roomy(listener.fd)
     if change > 0 and listener.pif == PIF_HOST:  # a dual stack socket takes both
         setsockopt(listener.fd, IPPROTO_IP, IP_RECVERR, &one, sizeof(one))
         setsockopt(listener.fd, IPPROTO_IPV6, IPV6_RECVERR, &one, sizeof(one))
