@@ -34,6 +34,8 @@ both_ways = pytest.mark.parametrize("direction", ["in", "out"])
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends RST
 PORT = 8080  # where clients knock
 SERVED = 80  # where servers are
+MAPPED = {4: "192.0.2.99", 6: "2001:db8::99"}
+IDLE = 10_000  # connections: T27
 
 
 class Way(NamedTuple):
@@ -467,7 +469,7 @@ def test_T26_20000_short_connections_succeed_and_leave_nothing_behind(
 def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, direction: str) -> None:
     over = way(pasta, direction, 4)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    count = min(10_000, (limit[1] - 1500) // 4)  # this process holds both ends, pasta two descriptors for each
+    count = min(IDLE, (limit[1] - 1500) // 4)  # this process holds both ends; pasta two descriptors for each, and pools
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
     try:
         with contextlib.ExitStack() as stack, over.server.listen(over.serve, SERVED, backlog=4096) as listener:
@@ -485,6 +487,8 @@ def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, directi
                 assert client.recv(10) == b"alive"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    if count < IDLE:  # it held, but was not all
+        pytest.skip(f"{count:,} of {IDLE:,} connections: the hard limit of descriptors here is {limit[1]:,}")
 
 
 @both_ways
@@ -564,7 +568,7 @@ def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, direction: str, ve
     over.server.serve_udp(over.serve, lambda data, _: data, port=SERVED)
     data = random.Random(7).randbytes(65_507)
     with over.connect(kind=socket.SOCK_DGRAM) as client:
-        for size in (0, 1, 2, 1200, 1472, 1473, 9000, 32_768, 60_000, 65_487):
+        for size in (0, 1, 2, 1200, 1472, 1473, 9000, 32_768, 60_000, 65_487, 65_507):
             client.send(data[:size])
             assert client.recv(1 << 16) == data[:size]
 
@@ -825,8 +829,14 @@ def test_L4_a_port_that_somebody_has_is_had_when_it_is_free(pasta: Pasta) -> Non
 
 
 @both_versions
+@pytest.mark.parametrize("closed", [
+    ("--no-map-gw",),
+    ("--map-host-loopback", "none"),
+    ("--map-host-loopback", "none", "--map-guest-addr", "none"),
+    ("--no-map-gw", "--map-guest-addr", "{mapped}"),  # that leads to the host, not to its loopback
+], ids=" ".join)  # fmt: skip
 def test_L18_without_the_bypass_and_the_gateway_no_way_leads_to_the_loopback_of_the_host(
-    pasta: Pasta, version: int
+    pasta: Pasta, version: int, closed: tuple[str, ...]
 ) -> None:
     host = pasta.topology.host
     for address in (LOOPBACK[version], ANY[version]):
@@ -837,10 +847,11 @@ def test_L18_without_the_bypass_and_the_gateway_no_way_leads_to_the_loopback_of_
     for address in (LOOPBACK[version], ANY[version]):
         with contextlib.suppress(OSError):
             host.serve_tcp(address, lambda _: taken.append(True), port=7778)
-    guest = pasta.guest("--config-net", "--no-map-gw", "-T", "none", "-U", "none")
+    options = [option.format(mapped=MAPPED[version]) for option in closed]
+    guest = pasta.guest("--config-net", *options, "-T", "none", "-U", "none")
     gateway = {4: GATEWAY4, 6: GATEWAY6}
     time.sleep(1.2)  # a look for ports later
-    for address in (LOOPBACK[version], HOST[version], gateway[version]):
+    for address in (LOOPBACK[version], HOST[version], gateway[version], MAPPED[version]):
         with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
             guest.connect(address, 7777, timeout=2).close()
         with guest.connect(address, 7777, kind=socket.SOCK_DGRAM, timeout=0.3) as client, contextlib.suppress(OSError):
@@ -859,10 +870,11 @@ def test_L18_without_the_bypass_and_the_gateway_no_way_leads_to_the_loopback_of_
 def to_loopbacks(version: int, udp: int, tcp: int) -> list[bytes]:
     """Frames to every address that could mean the host's loopback: a datagram and a SYN each."""
     if version == 4:
-        heads = [IP(src=HOST[4], dst=to) for to in ("127.0.0.1", "127.255.255.254", "0.0.0.0", GATEWAY4)]
+        targets = ("127.0.0.1", "127.255.255.254", "0.0.0.0", GATEWAY4, MAPPED[4])
+        heads = [IP(src=HOST[4], dst=to) for to in targets]
     else:
         mapped = ("::1", "::", "::ffff:127.0.0.1", "::127.0.0.1", "::ffff:0.0.0.0", "64:ff9b::127.0.0.1", GATEWAY6)
-        heads = [IPv6(src=HOST[6], dst=to) for to in (*mapped, "fe80::1", "fe80::9855:9aff:fe55:9a55")]
+        heads = [IPv6(src=HOST[6], dst=to) for to in (*mapped, MAPPED[6], "fe80::1", "fe80::9855:9aff:fe55:9a55")]
     ether = Ether(src="02:00:00:00:00:99", dst="9a:55:9a:55:9a:55")
     return [
         bytes(ether / head / payload)

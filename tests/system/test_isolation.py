@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bucatini.datapath.syscall_numbers import numbers
-from bucatini.host import seccomp
+from bucatini.host import landlock, seccomp
 from system.machine import Machine, Passt, client, is_served
 from system.namespaces import Namespace, alive, descendants, echo, end, receive, wait_until
 from system.programs import need
@@ -52,10 +52,21 @@ def confined(name: str, pid: int, number: int) -> dict[int, dict[str, str]]:
     return there
 
 
-def assert_walled_in(pid: int, *, background: bool) -> None:
-    """The process can do nothing but serve."""
+def assert_given_up(pid: int) -> None:
+    """What holds for all processes, those that help too."""
     lines = status(pid)
     assert (lines["Seccomp"], lines["NoNewPrivs"]) == ("2", "1")
+    assert os.stat(f"/proc/{pid}/mem").st_uid == 0, "it may be traced by its user"
+    assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert re.search(r"Max processes +0 +0 ", limits)
+
+
+def assert_walled_in(pid: int, *, background: bool) -> None:
+    """The process can do nothing but serve."""
+    assert_given_up(pid)
+    lines = status(pid)
     assert {lines[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
     assert "0" not in lines["Uid"].split()
     assert "0" not in lines["Gid"].split()
@@ -68,11 +79,6 @@ def assert_walled_in(pid: int, *, background: bool) -> None:
     assert list(root.iterdir()) == []
     with pytest.raises(OSError, match="Read-only"):
         (root / "file").touch()
-    assert os.stat(f"/proc/{pid}/mem").st_uid == 0, "it may be traced by its user"
-    assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
-    limits = Path(f"/proc/{pid}/limits").read_text()
-    assert re.search(r"Max core file size +0 +0 ", limits)
-    assert re.search(r"Max processes +0 +0 ", limits)
     assert {os.stat(f"/proc/{pid}/fd/{fd}").st_rdev for fd in (0, 1)} == {os.makedev(1, 3)}, "streams of its caller"
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -158,8 +164,10 @@ def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
     by_capabilities = {int(lines["CapEff"], 16): pid for pid, lines in found.items()}
     # The lookout has none; the maker may bind low ports in the guest's namespace
     assert set(by_capabilities) == {0, 1 << 10}
-    for lines in found.values():
-        assert lines["NoNewPrivs"] == "1"
+    for pid, lines in found.items():
+        assert_given_up(pid)
+        # The bounding set is not theirs to empty, and says nothing where nothing may be gained
+        assert all(int(lines[name], 16) & ~(1 << 10) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
     lookout, maker = by_capabilities[0], by_capabilities[1 << 10]
     assert namespace(lookout, "net") == namespace(guest.pid, "net")
     assert namespace(maker, "net") == namespace(guest.holder, "net")
@@ -174,7 +182,10 @@ def test_low_ports_forward_themselves_where_that_was_granted(pasta: Pasta) -> No
     assert_walled_in(guest.pid, background=True)
     inside = guest.serve_tcp("0.0.0.0", echo, 79)
     wait_until(lambda: answers(pasta.topology.host, inside.port), "the forward", 3)
-    assert [lines["CapEff"] for lines in confined("pasta", guest.pid, 3).values()].count(f"{1 << 10:016x}") == 2
+    found = confined("pasta", guest.pid, 3)
+    for pid in found:
+        assert_given_up(pid)
+    assert [lines["CapEff"] for lines in found.values()].count(f"{1 << 10:016x}") == 2
 
 
 @only_unprivileged
@@ -191,6 +202,15 @@ def test_helpers_end_with_the_one_that_serves(pasta: Pasta) -> None:
     others = list(confined("pasta", guest.pid, 2))
     os.kill(guest.pid, signal.SIGKILL)
     wait_until(lambda: not any(alive(pid) for pid in others), "the end of the helpers", 2)
+
+
+@only_unprivileged
+def test_the_log_tells_whether_landlock_is_there(pasta: Pasta) -> None:
+    """What it does where it is: tests/unit/host/test_landlock.py."""
+    log = pasta.workspace / "log"
+    pasta.join("--config-net", "--debug", "--log-file", str(log))
+    found = landlock.abi()
+    assert f"isolated; Landlock: {f'ABI {found}' if found else 'this kernel has none'}\n" in log.read_text()
 
 
 @only_unprivileged

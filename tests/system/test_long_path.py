@@ -5,6 +5,7 @@ much is on its way at a time, and how often somebody had to wait for a timer.
 """
 
 import contextlib
+import hashlib
 import re
 import socket
 import subprocess
@@ -61,25 +62,28 @@ def test_T22_more_is_on_its_way_than_fits_an_unscaled_window_when_the_guest_send
     pasta: Pasta, version: int, payload: bytes
 ) -> None:
     digests: list[str] = []
-    with line(pasta, 0.1), ThreadPoolExecutor() as pool:
+    with line(pasta, 0.2), ThreadPoolExecutor() as pool:
         server = pasta.topology.server.serve_tcp(SERVER[version], sink(digests))
         with pasta.guest("--config-net").connect(SERVER[version], server.port, timeout=60) as connection:
             sending = pool.submit(connection.sendall, payload)
             wait_until(lambda: on_its_way(pasta.topology.host, server.port) > 4 * UNSCALED, "wide windows", 30)
-            sending.result(120)
+            sending.result(60)
+            connection.shutdown(socket.SHUT_WR)
+            wait_until(lambda: digests, "the end of the data", 60)
+    assert digests == [hashlib.sha256(payload).hexdigest()]
 
 
 @both_versions
 def test_T22_more_is_on_its_way_than_fits_an_unscaled_window_when_the_server_sends(
     pasta: Pasta, version: int, payload: bytes
 ) -> None:
-    with line(pasta, 0.1), ThreadPoolExecutor() as pool:
+    with line(pasta, 0.2), ThreadPoolExecutor() as pool:
         server = pasta.topology.server.serve_tcp(SERVER[version], source(payload))
         with pasta.guest("--config-net").connect(SERVER[version], server.port, timeout=60) as connection:
             connection.shutdown(socket.SHUT_WR)
             receiving = pool.submit(receive, connection)
             wait_until(lambda: on_its_way(pasta.topology.server, server.port) > 4 * UNSCALED, "wide windows", 30)
-            assert receiving.result(120) == payload
+            assert receiving.result(60) == payload
 
 
 def timers(guest: Namespace) -> int:
@@ -93,11 +97,15 @@ def timers(guest: Namespace) -> int:
 def test_T21_an_upload_over_a_short_path_does_not_wait_for_timers(
     pasta: Pasta, version: int, rtt: float, payload: bytes
 ) -> None:
-    """With a window that opens by less than a segment there would be one for every window of 1 MiB: 64 of them."""
+    """With a window that opens by less than a segment there would be one for every window (256 KiB): 381 of them."""
     digests: list[str] = []
+    data = payload + payload[: 100_000_000 - len(payload)]
     with line(pasta, rtt):
         server = pasta.topology.server.serve_tcp(SERVER[version], sink(digests))
         guest = pasta.guest("--config-net")
         with guest.connect(SERVER[version], server.port, timeout=60) as connection:
-            connection.sendall(payload)
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            wait_until(lambda: digests, "the end of the data", 60)
         assert timers(guest) < 8
+    assert digests == [hashlib.sha256(data).hexdigest()]

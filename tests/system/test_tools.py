@@ -101,7 +101,7 @@ for _ in range(15):
     time.sleep(0.1)
 """
     result = pasta.python("--config-net", "--foreground", "--stats", "1", code=code)
-    assert re.search(r"\d", result.stdout + result.stderr)
+    assert re.search(r"statistics: flows \d+, .*\btcp_opened_guest 1\b", result.stdout + result.stderr)
 
 
 @pytest.mark.parametrize("option", ["--debug", "--trace"])

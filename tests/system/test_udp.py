@@ -20,7 +20,7 @@ IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 IP_RECVTTL = 12  # linux/in.h
 UDP_SEGMENT = 103  # linux/udp.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-SIZES = [1, 2, 17, 512, 1400, 1472, 1473, 4096, 8972, 16384, 32768, 60000]
+SIZES = [1, 2, 17, 512, 1400, 1472, 1473, 4096, 8972, 16384, 32768, 60000, 65_507]
 MAPPED = {4: "192.0.2.99", 6: "2001:db8::99"}
 
 
@@ -66,6 +66,19 @@ def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, version: int) -> N
             data = random.Random(size).randbytes(size)
             connection.send(data)
             assert connection.recv(1 << 16) == data, f"{size} bytes"
+
+
+@only_unprivileged
+@both_versions
+def test_U7_datagrams_of_each_size_arrive_whole(pasta: Pasta, version: int) -> None:
+    """From 1 to 65,507 bytes, there and back."""
+    data = random.Random(7).randbytes(2 * 65_507)
+    server = pasta.topology.server.serve_udp(SERVER[version], reply)
+    with pasta.guest("--config-net").connect(SERVER[version], server.port, kind=DATAGRAM) as connection:
+        for size in range(1, 65_508):
+            sent = data[size : 2 * size]
+            connection.send(sent)
+            assert connection.recv(1 << 16) == sent, f"{size} bytes"
 
 
 @only_unprivileged

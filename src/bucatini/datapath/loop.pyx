@@ -56,7 +56,7 @@ from bucatini.datapath.udp cimport (
 from bucatini.datapath.udp_forward cimport udp_listener
 from bucatini.datapath.worker cimport (
     EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK,
-    REF_LISTENER, REF_PYTHON, REF_SOCKETS, Family, Listener, Worker, count, worker_next,
+    REF_LISTENER, REF_PYTHON, REF_SOCKETS, SENT_AFTER_FIN, Family, Listener, Worker, count, worker_next,
 )
 
 import os
@@ -401,7 +401,10 @@ cdef class DataPath:
         self._slow_timer()
 
     def tell_exhausted(self, callback):
-        """Call `callback(what)` when something has run out for the first time: "flows", "descriptors", "half-open"."""
+        """Call `callback(what)` for the first time that "flows", "descriptors" or "half-open" have run out.
+
+        "data-after-fin": the guest sent what cannot be.
+        """
         self.on_exhausted = callback
 
     def open_sockets(self, int fd):
@@ -745,14 +748,14 @@ cdef class DataPath:
             count(&self.w, C_SLOW_ERRORS)
 
     cdef void _exhausted(self) noexcept with gil:
-        """Tell what has run out, each once."""
+        """Tell what has run out or cannot be, each once."""
         cdef uint32_t news = self.w.exhausted & ~self.told
         self.told |= news
         if self.on_exhausted is None:
             return
         try:
             for bit, what in ((EXHAUSTED_FLOWS, "flows"), (EXHAUSTED_DESCRIPTORS, "descriptors"),
-                              (EXHAUSTED_HALF_OPEN, "half-open")):
+                              (EXHAUSTED_HALF_OPEN, "half-open"), (SENT_AFTER_FIN, "data-after-fin")):
                 if news & <uint32_t> bit:
                     self.on_exhausted(what)
         except BaseException:

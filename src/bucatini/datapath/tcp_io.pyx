@@ -68,8 +68,8 @@ from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE,
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
-    Family, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
-    worker_watch,
+    SENT_AFTER_FIN, Family, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
+    worker_may_open, worker_watch,
 )
 
 
@@ -261,6 +261,7 @@ cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
         count(w, C_TCP_DUPLICATE)
     if counted & TC_AFTER_FIN:
         count(w, C_TCP_DATA_AFTER_FIN)
+        w.exhausted |= SENT_AFTER_FIN  # T32: told once
     if counted & TC_CHALLENGE:
         count(w, C_TCP_CHALLENGE_ACK)
     if counted & TC_FAST_RETRANSMIT:

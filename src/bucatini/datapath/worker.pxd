@@ -72,10 +72,11 @@ cdef struct FlowList:  # flows of one kind, by age (`by_age`)
     uint32_t count
     uint32_t limit
 
-cdef enum Exhausted:  # what has run out at least once
+cdef enum Exhausted:  # what has run out at least once, or has been done that is told once as well
     EXHAUSTED_FLOWS = 1
     EXHAUSTED_DESCRIPTORS = 2
     EXHAUSTED_HALF_OPEN = 4
+    SENT_AFTER_FIN = 8
 
 cdef struct Worker:
     Link *link  # outermost
@@ -101,7 +102,7 @@ cdef struct Worker:
     uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
     uint32_t accepted  # connections among them that came in on forwards
     FlowList by_age[AGES]
-    uint32_t exhausted  # EXHAUSTED_*
+    uint32_t exhausted  # EXHAUSTED_*, SENT_AFTER_FIN
     bint pressed  # the link has had frames without a pause for longer than its queue is
     uint64_t opened_at  # ns, when `open_spent` was last paid off
     uint64_t open_spent  # ns that were taken by new flows while it was

@@ -41,6 +41,7 @@ EXHAUSTED = {
     "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
     "descriptors": "file descriptors have run out (ulimit -n): what is unused gives way, else new flows are refused",
     "half-open": "too many connections or pings wait for an answer: the oldest of them give way",
+    "data-after-fin": "the guest sends data behind the end of a connection: it is ignored",
 }
 
 
@@ -237,7 +238,7 @@ class Instance:
             self.path.stop()
 
     def on_exhausted(self, what: str) -> None:
-        """Something has run out for the first time; the counters tell how often."""
+        """Something has run out, or was sent that cannot be, for the first time; the counters tell how often."""
         self.log.warning(EXHAUSTED[what])
 
     def show_counters(self) -> None:

@@ -200,15 +200,22 @@ def test_a_window_that_closes_and_opens() -> None:
         assert stack.receive()[3] == b"later"
 
 
-def test_T32_data_behind_a_fin_is_ignored() -> None:
+def test_T32_data_behind_a_fin_is_ignored_counted_and_told_once() -> None:
+    told: list[str] = []
     with connected() as stack:
-        stack.send(ACK | FIN, 0)
-        assert stack.acknowledged() == 1
-        stack.send(ACK | PSH, 1, payload=b"too late")
-        assert stack.acknowledged() == 1
+        stack.link.path.tell_exhausted(told.append)
+        for _ in range(2):  # the FIN again is no data
+            stack.send(ACK | FIN, 0)
+            assert stack.acknowledged() == 1
+        assert stack.link.path.counters()["tcp_data_after_fin"] == 0
+        for _ in range(3):
+            stack.send(ACK | PSH, 1, payload=b"too late")
+            assert stack.acknowledged() == 1
         assert stack.peer.recv(10) == b""
         stack.peer.sendall(b"still open")
         assert stack.receive()[3] == b"still open"
+        assert stack.link.path.counters()["tcp_data_after_fin"] == 3
+        assert told == ["data-after-fin"]
 
 
 def test_T31_urgent_data_stays_in_its_place() -> None:
