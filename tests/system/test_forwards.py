@@ -2,12 +2,14 @@
 
 import errno
 import json
+import re
 import socket
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from system.namespaces import NamedNamespace, alive, receive
+from system.namespaces import NamedNamespace, alive, receive, wait_until
 from system.topology import ANY, EXTRA, HOST, HOST4, LOOPBACK, SERVER, SERVER4, Guest, Pasta
 from system.users import only_root, only_unprivileged
 
@@ -48,11 +50,24 @@ def _few_ports(pasta: Pasta) -> None:
     pasta.topology.host.sysctl(net__ipv4__ip_local_port_range="9000 65000")
 
 
+def is_received(guest: Guest, address: str) -> bool:
+    """Whether the guest's kernel takes packets for this address of its own.
+
+    One without duplicate detection can be bound at once, but its route is made by a worker that waits for the lock of
+    all interfaces: on a busy machine a datagram that comes before is lost, and nobody repeats it.
+    """
+    local = re.compile(rf"{socket.inet_pton(socket.AF_INET6, address).hex()} 80 ")
+    routes = guest.inside(lambda: Path("/proc/thread-self/net/ipv6_route").read_text())
+    return address == "::" or any(map(local.match, routes.splitlines()))
+
+
 class Receiver:
     """A socket of the guest at which forwarded traffic arrives."""
 
     def __init__(self, guest: Guest, protocol: str, address: str, port: int) -> None:
         self.protocol = protocol
+        if ":" in address:
+            wait_until(lambda: is_received(guest, address), f"the kernel to take what comes for {address}")
         self.socket = guest.listen(address, port) if protocol == "tcp" else guest.bind(address, port)
 
     def exchange(self, client: socket.socket) -> tuple[str, int]:

@@ -70,12 +70,12 @@ def test_U7_datagrams_of_all_sizes_arrive_whole(pasta: Pasta, version: int) -> N
 
 @only_unprivileged
 @both_versions
-def test_U7_datagrams_of_each_size_arrive_whole(pasta: Pasta, version: int) -> None:
-    """From 1 to 65,507 bytes, there and back."""
+def test_U7_datagrams_of_every_third_size_arrive_whole(pasta: Pasta, version: int) -> None:
+    """From 2 to 65,507 bytes, there and back."""
     data = random.Random(7).randbytes(2 * 65_507)
     server = pasta.topology.server.serve_udp(SERVER[version], reply)
     with pasta.guest("--config-net").connect(SERVER[version], server.port, kind=DATAGRAM) as connection:
-        for size in range(1, 65_508):
+        for size in range(2, 65_508, 3):
             sent = data[size : 2 * size]
             connection.send(sent)
             assert connection.recv(1 << 16) == sent, f"{size} bytes"
