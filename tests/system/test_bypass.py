@@ -467,6 +467,7 @@ def test_T26_20000_short_connections_succeed_and_leave_nothing_behind(
 
 @both_ways
 def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, direction: str) -> None:
+    """As many as the hard limit of descriptors allows, which is 4,625 where that is 20,000; up to `IDLE`."""
     over = way(pasta, direction, 4)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(IDLE, (limit[1] - 1500) // 4)  # this process holds both ends; pasta two descriptors for each, and pools
@@ -487,8 +488,6 @@ def test_T27_thousands_of_idle_connections_live_at_no_cost(pasta: Pasta, directi
                 assert client.recv(10) == b"alive"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    if count < IDLE:  # it held, but was not all
-        pytest.skip(f"{count:,} of {IDLE:,} connections: the hard limit of descriptors here is {limit[1]:,}")
 
 
 @both_ways
