@@ -434,8 +434,10 @@ cdef void tcp_segment(TcpConn *c, const TcpSegment *s, uint64_t now, TcpActions 
     if s.flags & TH_SYN:
         # T25: after its FIN the guest may use its port again at once; else RFC 5961 §4.2
         if c.flags & TF_GUEST_FIN and seq_gt(s.seq, c.rcv_nxt):
-            if c.held == 0:  # else what was acknowledged would be lost: the SYN comes again
+            if c.held == 0:
                 a.what = TA_NEW
+            else:  # what was acknowledged would be lost: the SYN comes again
+                a.counted |= TC_DUPLICATE
         else:
             a.what = TA_ACK
             a.counted |= TC_CHALLENGE

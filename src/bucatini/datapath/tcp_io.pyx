@@ -941,7 +941,8 @@ cdef void tcp_event(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
             pump(w, flow)
             if flow.fd < 0:
                 return
-            if t.readable and t.conn.state == TCP_ESTABLISHED:
+            # With its end read, or with something for it that can no longer be sent, nothing would tell the guest
+            if t.readable and t.conn.state == TCP_ESTABLISHED and not t.head and not t.conn.flags & TF_HOST_EOF:
                 settle(w, flow, False)
             else:
                 reset_by_host(w, flow)

@@ -47,7 +47,7 @@ cdef int udp_send(int fd, msghdr *message, uint16_t segment) noexcept nogil
 cdef bint udp_segments_refused(int error) noexcept nogil
 # NULL: refused (counted). `from_host`: the host's side opens it
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil
-cdef void udp_make_roomy(int fd) noexcept nogil  # has a socket take bursts
+cdef void udp_make_roomy(Worker *w, int fd) noexcept nogil  # has a socket take bursts
 cdef void udp_opened(Worker *w, Flow *flow) noexcept nogil
 cdef void udp_close_flow(Worker *w, Flow *flow) noexcept nogil
 # Closes a flow that may go, for its place or for its descriptor, of the side that has more of them; with nothing there

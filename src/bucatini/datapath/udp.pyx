@@ -131,6 +131,7 @@ cdef struct Udp:
     uint8_t control[UDP_SLOTS * UDP_CONTROL]
     uint8_t header[128]
     iovec frame[RUN_MAX + 2]
+    int default_buffer  # bytes that a socket has for what comes, as the kernel counts them; 0: not known yet
     Ages ages[2]  # of flows of the guest's, and of the host's side
     uint16_t held[4 * 65536]  # our sockets bound to a port of the host, IPv4 then IPv6; and of the guest's namespace
     uint8_t *slots
@@ -155,10 +156,15 @@ cdef void udp_hold(Worker *w, const Listener *listener, int change) noexcept nog
         udp_held(w, listener.pif, False, listener.port)[0] += change
 
 
-cdef void udp_make_roomy(int fd) noexcept nogil:
+cdef void udp_make_roomy(Worker *w, int fd) noexcept nogil:
     """Have a socket take what comes while we wait for a CPU; net.core.rmem_max cuts it (socket(7))."""
-    cdef int size = RECEIVE_BUFFER
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size))
+    cdef int size = 0
+    cdef socklen_t length = sizeof(size)
+    if udp(w).default_buffer == 0 and getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, &length) == 0:
+        udp(w).default_buffer = size
+    size = RECEIVE_BUFFER
+    if udp(w).default_buffer < 2 * RECEIVE_BUFFER:
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size))
 
 
 cdef void udp_slot(Worker *w, int index, Slot *out) noexcept nogil:
@@ -612,7 +618,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
         worker_drop_flow(w, flow)
         return NULL
     if target.port != DNS:  # an answer or two
-        udp_make_roomy(flow.fd)
+        udp_make_roomy(w, flow.fd)
     size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
     if (bind_source(w, flow, &target) < 0 or connect(flow.fd, &sa.sa, size) < 0
             or worker_watch(w, flow, EPOLLIN) < 0):

@@ -91,8 +91,8 @@ cdef uint32_t scope_of(const Listener *listener, const Slot *slot) noexcept nogi
 
 
 cdef bint is_of(const Flow *flow, const Listener *listener, const Slot *slot, const addr_t *peer) noexcept nogil:
-    """Whether a flow that a forward opened is this peer's: translated, several may have the same address."""
-    return addr_equal(&flow.target, peer) and (not addr_is_linklocal6(peer)
+    """Whether a flow is this peer's: translated, several may have the same address."""
+    return addr_equal(&flow.target, peer) and (flow.fd >= 0 or not addr_is_linklocal6(peer)
                                                or flow.u.udp.scope_id == scope_of(listener, slot))
 
 
@@ -129,6 +129,9 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
             break
         end += 1
     flow = flow_find(w.flows, &key)
+    if flow != NULL and not is_of(flow, listener, &slot, &peer):
+        count(w, C_DROP_UDP_INBOUND)
+        return 1
     if (flow != NULL and flow.fd >= 0 and flow.u.udp.bound_port != listener.port and flow.u.udp.to_guest == 0
             and not flow.u.udp.batch):
         udp_close_flow(w, flow)  # the guest's own, from another port, and never answered there
@@ -140,9 +143,6 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
         memcpy(&flow.target, &peer, sizeof(addr_t))
         flow.u.udp.scope_id = scope_of(listener, &slot)
     if flow.fd < 0:
-        if not is_of(flow, listener, &slot, &peer):
-            count(w, C_DROP_UDP_INBOUND)
-            return 1
         answer_from(w, flow, listener, &slot, &asked)
     udp_deliver(w, flow, first, end)
     return end - first

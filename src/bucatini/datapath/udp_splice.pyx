@@ -107,7 +107,7 @@ cdef Flow *open_flow(Worker *w, Listener *listener, const FlowKey *key, const ad
     flow.fd = other_socket(w, pif, addr_is_v4(target))
     if flow.fd >= 0:
         if listener.to != DNS:
-            udp_make_roomy(flow.fd)
+            udp_make_roomy(w, flow.fd)
         bind_source(w, flow, pif)
         size = sockaddr_fill(&sa, target, listener.to, 0)
         if connect(flow.fd, &sa.sa, size) == 0:

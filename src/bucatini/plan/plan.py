@@ -225,8 +225,8 @@ def _names(
     def is_here(server: str) -> bool:
         return _is_loopback(server) or server in own
 
-    if forward is None and resolver is not None and is_here(resolver):
-        forward = mapped
+    if forward is None and resolver is not None and is_here(resolver) and mapped not in servers:
+        forward = mapped  # unless it is a resolver itself, which is asked there (D2)
     if not settings.dhcp_dns:
         return _Names((), resolver, forward)
     if settings.dns is not None:

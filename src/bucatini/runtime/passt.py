@@ -11,7 +11,8 @@
 8. Readiness: pid file complete, the parent exits 0.
 9. The loop, until SIGTERM or SIGQUIT, or with --one-off the client's end.
 
-A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it.
+A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it
+and the root was not exchanged yet.
 """
 
 from __future__ import annotations

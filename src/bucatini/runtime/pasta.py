@@ -11,7 +11,8 @@
 8. Readiness: pid file complete, the command told to go, the parent exits 0.
 9. The loop, until SIGTERM or SIGQUIT, the end of the command, or the end of the namespace.
 
-A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it.
+A failure up to readiness prints one line and leaves nothing behind, as far as the user that we became may remove it
+and the root was not exchanged yet.
 """
 
 from __future__ import annotations
@@ -148,11 +149,13 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
 
 def start_binder(settings: Settings, identity: Identity | None) -> Maker | None:
     """Leave a maker outside that keeps a granted CAP_NET_BIND_SERVICE, where low ports may forward themselves later."""
-    if not any(spec.auto for spec in settings.tcp_ports + settings.udp_ports) or not kernel.may_bind_low_ports():
+    low = process.unprivileged_ports()
+    automatic = any(spec.auto for spec in settings.tcp_ports + settings.udp_ports)
+    if not automatic or low == 0 or not kernel.may_bind_low_ports():
         return None
     from bucatini.guest.maker import Maker, start_maker
 
-    _, requests = start_maker(identity, isolated=settings.isolated, below=process.unprivileged_ports())
+    _, requests = start_maker(identity, isolated=settings.isolated, below=low)
     return Maker(requests)
 
 

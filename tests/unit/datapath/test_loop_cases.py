@@ -139,6 +139,30 @@ def test_T5_what_came_before_a_reset_of_the_server_reaches_the_guest(link: Link,
     assert bytes(got) == data
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_T5_a_reset_reaches_a_guest_whose_data_waits_for_the_server(
+    link: Link, server: socket.socket, ended: bool
+) -> None:
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    with opened(link, server) as (peer, port, number):
+        peer.sendall(b"answer")
+        assert link.receive_segment().payload == b"answer"
+        if ended:
+            peer.shutdown(socket.SHUT_WR)
+            assert link.receive_segment().flags & FIN
+        sent, window = 1000, 65535
+        while window > 1400:  # until the server's socket and ours are full
+            link.segment(40000, port, ACK | PSH, sent, number + 6 * ended + ended, bytes(1400))
+            answer = link.receive_segment()
+            if answer.ack == sent + 1400:
+                sent += 1400
+            window = answer.window
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        peer.close()
+        while not link.receive_segment().flags & RST:
+            pass
+
+
 def test_T8_what_was_acknowledged_reaches_a_slow_server_after_the_guest_is_gone(
     link: Link, server: socket.socket
 ) -> None:
@@ -583,6 +607,22 @@ def test_U4_a_flow_of_the_guest_that_was_answered_is_not_closed_by_a_datagram_at
             assert udp.Udp.parse(link.receive().payload).payload == b"hello"
             link.send(17, udp.Udp(to, number, b"query").emit(GUEST, HOST))
             assert peer.recvfrom(100) == (b"query", asker)
+
+
+def test_U4_a_flow_of_the_guest_is_not_led_away_by_a_peer_that_looks_the_same(link: Link) -> None:
+    with bound() as (peer, number), bound() as (free, to), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        free.close()
+        other.bind(("127.0.0.2", number))
+        with forwarded(link, to) as port:
+            link.send(17, udp.Udp(to, number, b"one").emit(GUEST, HOST))
+            assert peer.recv(100) == b"one"
+            other.sendto(b"mine", ("127.0.0.1", port))
+            deadline = time.monotonic() + 5
+            while not link.path.counters()["drop_udp_inbound"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert link.path.counters()["drop_udp_inbound"] == 1
+            link.send(17, udp.Udp(to, number, b"two").emit(GUEST, HOST))
+            assert peer.recv(100) == b"two"
 
 
 def test_U4_what_came_as_a_broadcast_is_answered_from_an_address_of_the_host(link: Link) -> None:

@@ -165,6 +165,7 @@ def test_D1_queries_to_what_maps_to_the_loopback_go_to_the_resolver_itself(serve
     assert v4(host, no_map_gw=True).dns_forward is None
     assert v4(host, map_host_loopback=("10.0.0.1",)).dns_forward == "10.0.0.1"
     assert v4(HOST._replace(nameservers=("203.0.113.53", server))).dns_forward is None
+    assert v4(HOST._replace(nameservers=(server, "192.0.2.1"))).dns_forward is None  # the gateway is one, too (D2)
 
 
 def test_D1_a_server_on_the_host_is_reached_as_it_is_by_a_guest_with_another_address() -> None:
