@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from system.namespaces import end, wait_until
-from system.test_attacks import statistics, status
+from system.test_attacks import moved, status
 from system.topology import SERVER4, Guest, Pasta
 from system.users import only_unprivileged
 
@@ -74,7 +74,7 @@ def test_an_hour_of_flows_that_come_and_go_leaves_nothing_behind(pasta: Pasta, r
     churn(guest, 7200, 7201, CHURN)
     took = time.monotonic() - begin
     grown = status(guest.pid, "VmHWM") - before
-    found = statistics(guest)
+    found = moved(guest)
     record_property("churn", {"flows": 2 * CHURN, "seconds": round(took, 1), "grown KiB": grown, "before KiB": before})
     assert found["tcp_opened_guest"] >= CHURN * 3 // 2
     assert found["tcp_opened_guest"] - found["tcp_closed"] <= 1  # the one that asked for statistics
@@ -110,7 +110,7 @@ def test_thousands_of_connections_at_once(pasta: Pasta, record_property: Record)
     grown = status(guest.pid, "VmRSS") - before
     first.sendall(b"x")
     assert first.recv(1) == b"x"
-    found = statistics(guest)
+    found = moved(guest)
     record_property("connections", {"open": opened, "seconds": round(took, 1), "grown KiB": grown})
     assert found["tcp_opened_guest"] >= CONNECTIONS
     assert found.get("flow_refused", 0) == 0
