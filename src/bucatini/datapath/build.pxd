@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from bucatini.datapath.flow cimport FlowKey
+from bucatini.datapath.flow cimport Flow, FlowKey
 from bucatini.datapath.headers cimport addr_t, vnet_hdr
-from bucatini.datapath.syscalls cimport sock_extended_err
+from bucatini.datapath.syscalls cimport msghdr
 from bucatini.datapath.tcp cimport TcpConn
 from bucatini.datapath.worker cimport Worker
 
@@ -35,4 +35,9 @@ cdef enum IcmpError:  # what a host error means to the guest, translated to the 
 cdef void build_icmp_error(Worker *w, const FlowKey *key, const addr_t *reporter, int error, uint32_t mtu,
                            const uint8_t *l4, uint32_t quoted, uint32_t l4_length) noexcept nogil
 cdef int icmp_error_of(int error_number) noexcept nogil
-cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil
+# Whether a failed send says only that there is no room now: a full queue drops, and tells nobody.
+cdef bint icmp_is_silent(int error_number) noexcept nogil
+# Reads an error of a flow's that was taken from a queue (MSG_ERRQUEUE): the IcmpError, who reports it, as the guest
+# knows him, and the MTU with ICMP_TOO_BIG, else 0. -1: the message has none.
+cdef int icmp_error_reported(Worker *w, const Flow *flow, const msghdr *message, addr_t *reporter,
+                             uint32_t *mtu) noexcept nogil

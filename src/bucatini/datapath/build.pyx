@@ -10,17 +10,22 @@ from libc.string cimport memcpy, memset
 from bucatini.datapath.checksum cimport checksum_add, checksum_fold, checksum_pseudo
 from bucatini.datapath.counters cimport C_ICMP_SENT
 from bucatini.datapath.headers cimport (
-    ETH_HLEN, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP,
-    PROTO_UDP, TCP_HLEN, UDP_HLEN, VNET_GSO_NONE, VNET_GSO_TCPV4, VNET_GSO_TCPV6, VNET_GSO_UDP_L4,
-    VNET_NEEDS_CSUM, addr_is_v4, eth_hdr, htonl, htons, icmp_hdr, ipv4_hdr, ipv6_hdr, tcp_hdr, udp_hdr,
+    ETH_HLEN, ETH_P_IP, ETH_P_IPV6, ICMP_HLEN, IPV4_HLEN, IPV6_HLEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
+    TCP_HLEN, UDP_HLEN, VNET_GSO_NONE, VNET_GSO_TCPV4, VNET_GSO_TCPV6, VNET_GSO_UDP_L4, VNET_NEEDS_CSUM, addr_equal,
+    addr_is_unspecified, addr_is_v4, eth_hdr, htonl, htons, icmp_hdr, ipv4_hdr, ipv6_hdr, tcp_hdr, udp_hdr,
 )
 from bucatini.datapath.link cimport Link
-from bucatini.datapath.syscalls cimport SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_read
+from bucatini.datapath.syscalls cimport (
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, IP_RECVERR, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, SO_EE_OFFENDER,
+    SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, cmsghdr, sock_extended_err,
+)
+from bucatini.datapath.translate cimport translate_reporter
 from bucatini.datapath.worker cimport count
 
 
 cdef extern from "<errno.h>" nogil:
-    int EACCES, ECONNREFUSED, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, ENETDOWN, EHOSTDOWN, EPERM, ENOPROTOOPT
+    int EACCES, EAGAIN, ECONNREFUSED, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOBUFS, ENOMEM, ENOPROTOOPT, EPERM
 
 
 cdef enum:
@@ -135,7 +140,11 @@ cdef int icmp_error_of(int error_number) noexcept nogil:
     return ICMP_HOST_UNREACHABLE
 
 
-cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil:
+cdef bint icmp_is_silent(int error_number) noexcept nogil:
+    return error_number == EAGAIN or error_number == ENOBUFS or error_number == ENOMEM
+
+
+cdef int error_of(const sock_extended_err *found) noexcept nogil:
     """Return the IcmpError that tells a guest of an error from a socket's queue (ip(7), IP_RECVERR).
 
     Where the errno says less than the message did, that is asked: type and code of RFC 792 and RFC 1812 §5.2.7.1, and
@@ -149,6 +158,29 @@ cdef int icmp_error_reported(const sock_extended_err *found) noexcept nogil:
     elif found.ee_origin == SO_EE_ORIGIN_ICMP6 and found.ee_type == 3:
         return ICMP_TTL_EXCEEDED
     return icmp_error_of(<int> found.ee_errno)
+
+
+cdef int icmp_error_reported(Worker *w, const Flow *flow, const msghdr *message, addr_t *reporter,
+                             uint32_t *mtu) noexcept nogil:
+    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(<msghdr *> message)
+    cdef sock_extended_err *found
+    cdef int error
+    while cmsg != NULL:
+        if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
+                or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
+            found = <sock_extended_err *> CMSG_DATA(cmsg)
+            error = error_of(found)
+            memcpy(reporter, &flow.key.remote, sizeof(addr_t))
+            if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
+                sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), reporter)
+                if addr_is_unspecified(reporter) or addr_equal(reporter, &flow.target):
+                    memcpy(reporter, &flow.key.remote, sizeof(addr_t))
+                else:
+                    translate_reporter(w, reporter)
+            mtu[0] = found.ee_info if error == ICMP_TOO_BIG else 0
+            return error
+        cmsg = CMSG_NXTHDR(<msghdr *> message, cmsg)
+    return -1
 
 
 cdef inline void icmp_type(bint v4, int error, icmp_hdr *icmp) noexcept nogil:

@@ -21,7 +21,7 @@ from bucatini.datapath.counters cimport C_PING_EVICTED, C_TCP_HALF_OPEN_EVICTED
 from bucatini.datapath.flow cimport FLOW_NONE, FLOW_TCP
 from bucatini.datapath.icmp cimport icmp_close
 from bucatini.datapath.tcp_io cimport tcp_abort_host
-from bucatini.datapath.worker cimport AGES, EXHAUSTED_HALF_OPEN, FlowList, count
+from bucatini.datapath.worker cimport AGES, NOTICE_HALF_OPEN, FlowList, count
 
 
 cdef enum:
@@ -40,7 +40,7 @@ cdef void by_age_init(Worker *w) noexcept nogil:
 cdef void by_age_add(Worker *w, Flow *flow, int kind) noexcept nogil:
     cdef FlowList *list_ = &w.by_age[kind]
     if list_.count >= list_.limit:
-        w.exhausted |= EXHAUSTED_HALF_OPEN
+        w.notices |= NOTICE_HALF_OPEN
         by_age_give_way(w, kind)
     flow.aged = <uint8_t> (kind + 1)
     flow.newer = FLOW_NONE

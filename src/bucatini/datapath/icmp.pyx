@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport (
-    ICMP_TOO_BIG, build_icmp_checksum, build_icmp_error, build_ip, icmp_error_of, icmp_error_reported,
+    build_icmp_checksum, build_icmp_error, build_ip, icmp_error_of, icmp_error_reported, icmp_is_silent,
 )
 from bucatini.datapath.by_age cimport AGED_PING, by_age_add, by_age_remove
 from bucatini.datapath.counters cimport (
@@ -23,29 +23,28 @@ from bucatini.datapath.counters cimport (
 )
 from bucatini.datapath.flow cimport FLOW_PING, FlowKey, flow_new
 from bucatini.datapath.headers cimport (
-    ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_equal, addr_is_loopback,
-    addr_is_unspecified, addr_is_v4, addr_t, htons, icmp_hdr, vnet_hdr,
+    ICMP_HLEN, IP_LEN_MAX, IPV4_HLEN, PROTO_ICMP, PROTO_ICMPV6, addr_is_unspecified, addr_is_v4, addr_t, htons,
+    icmp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport Link
 from bucatini.datapath.room cimport room_for_datagrams, room_is_short
-from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
+from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR,
-    IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT,
-    MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_TRUNC, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, cmsghdr, connect, epoll_ctl, epoll_event,
-    getsockopt, iovec, msghdr, recv, recvmsg, send, setsockopt, sock_extended_err, socket, socklen_t,
+    AF_INET, AF_INET6, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLIN, IP_RECVERR, IP_TTL, IPPROTO_ICMP, IPPROTO_ICMPV6,
+    IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVERR, IPV6_UNICAST_HOPS, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_TRUNC,
+    SO_ERROR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, bind, connect, epoll_ctl, epoll_event, getsockopt,
+    iovec, msghdr, recv, recvmsg, send, setsockopt, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
-from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
+from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
-    Family, count, flow_ref, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_may_open,
+    count, flow_ref, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_leave_by, worker_may_open,
     worker_watch,
 )
 
 
 cdef extern from "<errno.h>" nogil:
-    int errno, EAGAIN, EINTR, ENOBUFS, ENOMEM
+    int errno, EINTR
 
 
 cdef enum:
@@ -79,13 +78,12 @@ cdef int make_socket(bint v4) noexcept nogil:
                   IPPROTO_ICMP if v4 else IPPROTO_ICMPV6)
 
 
-cdef bint leaves_as_asked(int fd, const Family *family, const Target *target) noexcept nogil:
+cdef bint leaves_as_asked(Worker *w, int fd, const Target *target) noexcept nogil:
     """Give a socket the interface and the source address that were asked for; False, and errno: they are not there."""
     cdef sockaddr_any sa
     cdef socklen_t size
-    if family.outbound_if[0] and not addr_is_loopback(&target.address):
-        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
-            return False
+    if worker_leave_by(w, fd, &target.address) < 0:
+        return False
     if addr_is_unspecified(&target.source):
         return True
     size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)
@@ -100,7 +98,6 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     cdef socklen_t size
     cdef Flow *flow
     cdef bint v4
-    cdef Family *family
     cdef int one = 1, error
     cdef int verdict = translate_outbound(w, ref.protocol, &ref.dst, 0, &target)
     if verdict < 0:
@@ -116,14 +113,13 @@ cdef Flow *open_echo(Worker *w, FrameRef *ref) noexcept nogil:
     memcpy(&flow.target, &target.address, sizeof(addr_t))
     flow.u.ping.ttl = TTL_DEFAULT
     v4 = addr_is_v4(&target.address)
-    family = &w.v4 if v4 else &w.v6
     flow.fd = make_socket(v4)
     if flow.fd < 0 and room_is_short(errno) and room_for_datagrams(w, errno):
         flow.fd = make_socket(v4)
     if flow.fd >= 0:
         setsockopt(flow.fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
         size = sockaddr_fill(&sa, &target.address, 0, target.scope_id)
-        if (leaves_as_asked(flow.fd, family, &target) and connect(flow.fd, &sa.sa, size) == 0
+        if (leaves_as_asked(w, flow.fd, &target) and connect(flow.fd, &sa.sa, size) == 0
                 and worker_watch(w, flow, EPOLLIN) == 0):
             count(w, C_PING_FLOWS)
             by_age_add(w, flow, AGED_PING)
@@ -169,7 +165,7 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
             return
     error = errno
     count(w, C_DROP_PING_SEND)
-    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+    if icmp_is_silent(error):
         return
     tell_guest(w, &flow.key, icmp_error_of(error), &flow.key.remote, 0, ref.l4, ref.l4_length)
 
@@ -177,12 +173,11 @@ cdef void icmp_frame(Worker *w, FrameRef *ref) noexcept nogil:
 cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
     """Tell the guest what the network says about its requests."""
     cdef msghdr message
-    cdef cmsghdr *cmsg
-    cdef sock_extended_err *found
     cdef iovec iov
     cdef uint8_t[512] control
     cdef uint8_t[QUOTED] data
     cdef addr_t reporter
+    cdef uint32_t mtu = 0
     cdef ssize_t n
     cdef int _i, error, value = 0
     cdef socklen_t size = sizeof(value)
@@ -197,24 +192,10 @@ cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:
         n = recvmsg(flow.fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT)
         if n < 0:
             break
-        cmsg = CMSG_FIRSTHDR(&message)
-        while cmsg != NULL:
-            if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
-                    or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
-                found = <sock_extended_err *> CMSG_DATA(cmsg)
-                error = icmp_error_reported(found)
-                memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-                if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
-                    sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
-                    if addr_is_unspecified(&reporter) or addr_equal(&reporter, &flow.target):
-                        memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-                    else:
-                        translate_reporter(w, &reporter)
-                count(w, C_UDP_ERRORS)
-                tell_guest(w, &flow.key, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, data,
-                           <uint32_t> n)
-                break
-            cmsg = CMSG_NXTHDR(&message, cmsg)
+        error = icmp_error_reported(w, flow, &message, &reporter, &mtu)
+        if error >= 0:
+            count(w, C_UDP_ERRORS)
+            tell_guest(w, &flow.key, error, &reporter, mtu, data, <uint32_t> n)
     getsockopt(flow.fd, SOL_SOCKET, SO_ERROR, &value, &size)
 
 

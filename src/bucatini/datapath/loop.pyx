@@ -55,8 +55,8 @@ from bucatini.datapath.udp cimport (
 )
 from bucatini.datapath.udp_forward cimport udp_listener
 from bucatini.datapath.worker cimport (
-    EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS, EXHAUSTED_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK,
-    REF_LISTENER, REF_PYTHON, REF_SOCKETS, SENT_AFTER_FIN, Family, Listener, Worker, count, worker_next,
+    NOTICE_DESCRIPTORS, NOTICE_FLOWS, NOTICE_HALF_OPEN, LISTENER_MAX, REF_FLOW, REF_FLOW_OTHER, REF_LINK, REF_LISTENER,
+    REF_PYTHON, REF_SOCKETS, NOTICE_AFTER_FIN, Family, Listener, Worker, count, worker_next,
 )
 
 import os
@@ -174,8 +174,8 @@ cdef class DataPath:
     cdef uint32_t unused  # listeners before this one are all in use
     cdef uint64_t[SLOW_KINDS] slow_spent  # ns of Python's time that are not paid off yet, by kind of frame
     cdef uint64_t[SLOW_KINDS] slow_paid  # ns, when that was
-    cdef uint32_t told  # of `Worker.exhausted`
-    cdef object on_exhausted
+    cdef uint32_t told  # of `Worker.notices`
+    cdef object on_notice
     cdef uint64_t slow_at  # ns, when the slow path wants to be called; 0: never
     cdef object slow
     cdef object trace
@@ -400,12 +400,12 @@ cdef class DataPath:
         self.slow = slow
         self._slow_timer()
 
-    def tell_exhausted(self, callback):
+    def tell_notices(self, callback):
         """Call `callback(what)` for the first time that "flows", "descriptors" or "half-open" have run out.
 
         "data-after-fin": the guest sent what cannot be.
         """
-        self.on_exhausted = callback
+        self.on_notice = callback
 
     def open_sockets(self, int fd):
         """Get sockets of the guest's namespace from the maker behind `fd` (`socket_pool`)."""
@@ -572,8 +572,8 @@ cdef class DataPath:
                 tcp_acknowledge(w)
             if self.slow_at and w.now >= self.slow_at:
                 self._slow_timeout()
-            if w.exhausted & ~self.told:
-                self._exhausted()
+            if w.notices & ~self.told:
+                self._tell_notices()
             if w.wire.flush != NULL:
                 self._flush()
 
@@ -747,17 +747,17 @@ cdef class DataPath:
         except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 
-    cdef void _exhausted(self) noexcept with gil:
+    cdef void _tell_notices(self) noexcept with gil:
         """Tell what has run out or cannot be, each once."""
-        cdef uint32_t news = self.w.exhausted & ~self.told
+        cdef uint32_t news = self.w.notices & ~self.told
         self.told |= news
-        if self.on_exhausted is None:
+        if self.on_notice is None:
             return
         try:
-            for bit, what in ((EXHAUSTED_FLOWS, "flows"), (EXHAUSTED_DESCRIPTORS, "descriptors"),
-                              (EXHAUSTED_HALF_OPEN, "half-open"), (SENT_AFTER_FIN, "data-after-fin")):
+            for bit, what in ((NOTICE_FLOWS, "flows"), (NOTICE_DESCRIPTORS, "descriptors"),
+                              (NOTICE_HALF_OPEN, "half-open"), (NOTICE_AFTER_FIN, "data-after-fin")):
                 if news & <uint32_t> bit:
-                    self.on_exhausted(what)
+                    self.on_notice(what)
         except BaseException:
             count(&self.w, C_SLOW_ERRORS)
 

@@ -11,7 +11,7 @@ Established connections never give way; where nothing does, the new flow is refu
 
 from bucatini.datapath.by_age cimport AGED_GUEST, AGED_HOST, AGED_PING, by_age_give_way
 from bucatini.datapath.udp cimport udp_flows, udp_make_room
-from bucatini.datapath.worker cimport EXHAUSTED_DESCRIPTORS, EXHAUSTED_FLOWS
+from bucatini.datapath.worker cimport NOTICE_DESCRIPTORS, NOTICE_FLOWS
 
 
 cdef extern from "<errno.h>" nogil:
@@ -23,7 +23,7 @@ cdef bint room_is_short(int error) noexcept nogil:
 
 
 cdef inline void note(Worker *w, int error) noexcept nogil:
-    w.exhausted |= EXHAUSTED_DESCRIPTORS if error else EXHAUSTED_FLOWS
+    w.notices |= NOTICE_DESCRIPTORS if error else NOTICE_FLOWS
 
 
 cdef bint room_for_datagrams(Worker *w, int error) noexcept nogil:

@@ -38,7 +38,7 @@ from bucatini.datapath.counters cimport (
 from bucatini.datapath.flow cimport FLOW_TCP, FlowKey, TcpFlow, flow_new
 from bucatini.datapath.headers cimport (
     ETH_HLEN, IP_LEN_MAX, IPV4_HLEN, IPV6_HLEN, PROTO_TCP, TCP_HLEN, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
-    addr_is_loopback, addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
+    addr_is_unspecified, addr_is_v4, addr_t, htonl, htons, tcp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, Link
 from bucatini.datapath.overflow cimport (
@@ -51,9 +51,9 @@ from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill
 from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, IPPROTO_IP, IPPROTO_TCP,
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, PROT_READ,
-    PROT_WRITE, SHUT_WR, SO_BINDTODEVICE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEEK_OFF, SOCK_CLOEXEC,
-    SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, connect, getsockopt, iovec, linger, mmap,
-    msghdr, munmap, recv, recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t,
+    PROT_WRITE, SHUT_WR, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEEK_OFF, SOCK_CLOEXEC, SOCK_NONBLOCK,
+    SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close, connect, getsockopt, iovec, linger, mmap, msghdr, munmap, recv,
+    recvmsg, sendmsg, setsockopt, shutdown, socket, socklen_t,
 )
 from bucatini.datapath.tcp cimport (
     TA_ABORT, TA_ACCEPT, TA_ACK, TA_ACK_BATCH, TA_CLOSE, TA_DISCARD, TA_FETCH, TA_FIN, TA_KEEP, TA_KEEPALIVE, TA_NEW,
@@ -68,8 +68,8 @@ from bucatini.datapath.tcp_options cimport TCP_OPTIONS_MAX, TCP_TIMESTAMPS_SIZE,
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.worker cimport (
-    SENT_AFTER_FIN, Family, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
-    worker_may_open, worker_watch,
+    NOTICE_AFTER_FIN, count, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
+    worker_leave_by, worker_may_open, worker_watch,
 )
 
 
@@ -261,7 +261,7 @@ cdef inline void count_all(Worker *w, uint32_t counted) noexcept nogil:
         count(w, C_TCP_DUPLICATE)
     if counted & TC_AFTER_FIN:
         count(w, C_TCP_DATA_AFTER_FIN)
-        w.exhausted |= SENT_AFTER_FIN  # T32: told once
+        w.notices |= NOTICE_AFTER_FIN  # T32: told once
     if counted & TC_CHALLENGE:
         count(w, C_TCP_CHALLENGE_ACK)
     if counted & TC_FAST_RETRANSMIT:
@@ -694,7 +694,6 @@ cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
     cdef sockaddr_any sa
     cdef socklen_t size
     cdef bint v4 = addr_is_v4(&target.address)
-    cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP)
     if fd < 0:
@@ -707,11 +706,10 @@ cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
             error = errno
             close(fd)
             return -error
-    if family.outbound_if[0] and not addr_is_loopback(&target.address):
-        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
-            error = errno
-            close(fd)
-            return -error
+    error = worker_leave_by(w, fd, &target.address)
+    if error < 0:
+        close(fd)
+        return error
     size = sockaddr_fill(&sa, &target.address, target.port, target.scope_id)
     if connect(fd, &sa.sa, size) < 0 and errno != EINPROGRESS:
         error = errno

@@ -40,7 +40,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from bucatini.datapath.build cimport (
-    ICMP_TOO_BIG, build_icmp_error, build_udp, icmp_error_of, icmp_error_reported,
+    build_icmp_error, build_udp, icmp_error_of, icmp_error_reported, icmp_is_silent,
 )
 from bucatini.datapath.counters cimport (
     C_DROP_DISABLED, C_DROP_MULTICAST, C_DROP_UDP_NO_SOCKET, C_DROP_UDP_SEND,
@@ -51,7 +51,7 @@ from bucatini.datapath.flow cimport (
 )
 from bucatini.datapath.headers cimport (
     IP_LEN_MAX, IPV6_HLEN, PROTO_UDP, UDP_HLEN, VNET_GSO_UDP_L4, addr_equal, addr_from_v4, addr_is_broadcast,
-    addr_is_loopback, addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
+    addr_is_multicast, addr_is_unspecified, addr_is_v4, addr_t, htons, udp_hdr, vnet_hdr,
 )
 from bucatini.datapath.link cimport LINK_BATCH, LINK_USO, Link
 from bucatini.datapath.room cimport room_for_datagrams, room_for_host_datagrams, room_is_short
@@ -60,17 +60,16 @@ from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN, IP_MULTICAST_TTL,
     IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_RECVERR,
     IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
-    MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_BINDTODEVICE, SO_EE_OFFENDER, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6,
-    SO_ERROR, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind,
-    close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap, mmsghdr, msghdr, munmap, recvmmsg,
-    recvmsg, sendmsg, setsockopt, sock_extended_err, socket, socklen_t,
+    MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_ERROR, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind, close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap,
+    mmsghdr, msghdr, munmap, recvmmsg, recvmsg, sendmsg, setsockopt, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
-from bucatini.datapath.translate cimport Target, translate_outbound, translate_reporter
+from bucatini.datapath.translate cimport Target, translate_outbound
 from bucatini.datapath.udp_forward cimport udp_forward_answer, udp_forward_of, udp_forward_stray
 from bucatini.datapath.udp_splice cimport udp_splice_answers
 from bucatini.datapath.worker cimport (
-    Family, count, count_n, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key,
+    count, count_n, worker_continue, worker_drop_flow, worker_find, worker_has_opened, worker_key, worker_leave_by,
     worker_may_open, worker_watch,
 )
 
@@ -282,7 +281,7 @@ cdef void send_one(Worker *w, Flow *flow, uint8_t *payload, uint32_t size) noexc
     if error == 0:
         return
     count(w, C_DROP_UDP_SEND)
-    if error == EAGAIN or error == ENOBUFS or error == ENOMEM:
+    if icmp_is_silent(error):
         return
     udp_tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, path_mtu(flow) if error == EMSGSIZE else 0, payload,
                    size)
@@ -316,7 +315,7 @@ cdef void flush_run(Worker *w, Run *run) noexcept nogil:
         if error == 0:
             return
         if not udp_segments_refused(error):
-            if error != EAGAIN and error != ENOBUFS and error != ENOMEM:
+            if not icmp_is_silent(error):
                 udp_tell_guest(w, flow, icmp_error_of(error), &flow.key.remote, 0, <uint8_t *> run.iov[0].iov_base,
                                run.size)
             count_n(w, C_DROP_UDP_SEND, n)
@@ -543,7 +542,6 @@ cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept 
 cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     """Return a new socket of the peer's IP version that reports errors, or -errno."""
     cdef bint v4 = addr_is_v4(peer)
-    cdef Family *family = &w.v4 if v4 else &w.v6
     cdef int one = 1, error
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0 and room_is_short(errno) and room_for_datagrams(w, errno):
@@ -551,11 +549,10 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     if fd < 0:
         return -errno
     setsockopt(fd, IPPROTO_IP if v4 else IPPROTO_IPV6, IP_RECVERR if v4 else IPV6_RECVERR, &one, sizeof(one))
-    if family.outbound_if[0] and not addr_is_loopback(peer):
-        if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0:
-            error = errno
-            close(fd)
-            return -error
+    error = worker_leave_by(w, fd, peer)
+    if error < 0:
+        close(fd)
+        return error
     return fd
 
 
@@ -630,7 +627,7 @@ cdef Flow *open_from_guest(Worker *w, FrameRef *ref) noexcept nogil:
     udp_opened(w, flow)
     if flow.u.udp.bound_port or not addr_is_unspecified(&target.source):
         flow.u.udp.sure_at = w.now + EARLY_NS
-        take_early(w, flow, EARLY)
+        take(w, flow, EARLY)
     timer_arm(w.timers, w.flows, flow, w.now + (DNS_NS if target.port == DNS else IDLE_NS))
     return flow
 
@@ -767,6 +764,7 @@ cdef void sort_out(Worker *w, Flow *flow, int n) noexcept nogil:
     """Pass on what has come on a new socket: what came between bind() and connect() may be anybody's (U9)."""
     cdef Udp *u = udp(w)
     cdef int first = 0, end
+    unlist(w, flow)  # what is a stranger's opens a flow, to which this one must not give way
     while first < n:
         end = first
         while end < n and is_from(flow, &u.names[end]):
@@ -777,6 +775,7 @@ cdef void sort_out(Worker *w, Flow *flow, int n) noexcept nogil:
             end += 1
             udp_forward_stray(w, flow, first)
         first = end
+    list_as_newest(w, flow)
 
 
 cdef bint take(Worker *w, Flow *flow, int calls) noexcept nogil:
@@ -799,23 +798,9 @@ cdef bint take(Worker *w, Flow *flow, int calls) noexcept nogil:
     return True
 
 
-cdef bint take_early(Worker *w, Flow *flow, int calls) noexcept nogil:
-    """Take what may be anybody's: that opens flows, to which this one must not give way meanwhile."""
-    cdef bint more
-    unlist(w, flow)
-    more = take(w, flow, calls)
-    list_as_newest(w, flow)
-    return more
-
-
 cdef void drain(Worker *w, Flow *flow) noexcept nogil:
     """Take what the socket has, as far as the share of this turn goes."""
-    cdef bint more
-    if w.now < flow.u.udp.sure_at:
-        more = take_early(w, flow, SHARE)
-    else:
-        more = take(w, flow, SHARE)
-    if more and not flow.u.udp.queued:
+    if take(w, flow, SHARE) and not flow.u.udp.queued:
         flow.u.udp.queued = 1
         worker_continue(w, flow)
 
@@ -853,26 +838,11 @@ cdef int udp_next_error(Worker *w, int fd, msghdr *message, sockaddr_any *name, 
 
 
 cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept nogil:
-    cdef cmsghdr *cmsg = CMSG_FIRSTHDR(message)
-    cdef sock_extended_err *found
     cdef addr_t reporter
-    cdef int error
-    while cmsg != NULL:
-        if ((cmsg.cmsg_level == IPPROTO_IP and cmsg.cmsg_type == IP_RECVERR)
-                or (cmsg.cmsg_level == IPPROTO_IPV6 and cmsg.cmsg_type == IPV6_RECVERR)):
-            found = <sock_extended_err *> CMSG_DATA(cmsg)
-            error = icmp_error_reported(found)
-            memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-            if found.ee_origin == SO_EE_ORIGIN_ICMP or found.ee_origin == SO_EE_ORIGIN_ICMP6:
-                sockaddr_read(<sockaddr_any *> SO_EE_OFFENDER(found), &reporter)
-                if addr_is_unspecified(&reporter) or addr_equal(&reporter, &flow.target):
-                    memcpy(&reporter, &flow.key.remote, sizeof(addr_t))
-                else:
-                    translate_reporter(w, &reporter)
-            udp_tell_guest(w, flow, error, &reporter, found.ee_info if error == ICMP_TOO_BIG else 0, udp(w).slots,
-                           <uint32_t> size)
-            return
-        cmsg = CMSG_NXTHDR(message, cmsg)
+    cdef uint32_t mtu = 0
+    cdef int error = icmp_error_reported(w, flow, message, &reporter, &mtu)
+    if error >= 0:
+        udp_tell_guest(w, flow, error, &reporter, mtu, udp(w).slots, <uint32_t> size)
 
 
 cdef void take_errors(Worker *w, Flow *flow) noexcept nogil:

@@ -10,6 +10,9 @@ from bucatini.datapath.worker cimport Listener, Worker
 
 # Datagrams, or errors, on a forward; level triggered. `events`: EPOLL*
 cdef void udp_listener(Worker *w, Listener *listener, uint32_t events) noexcept nogil
+# The forward of datagrams of an IP version to a port where `pif` says, NULL: there is none. `likely`: the index to look
+# at first.
+cdef Listener *udp_forward_at(Worker *w, uint32_t likely, uint8_t pif, uint16_t port, bint v4) noexcept nogil
 # The forward that opened a flow, NULL: it is gone.
 cdef Listener *udp_forward_of(Worker *w, const Flow *flow) noexcept nogil
 # Addresses an answer of such a flow; `control` has UDP_CONTROL bytes. Returns the socket to send it with, or -1.

@@ -51,10 +51,20 @@ cdef enum:
 cdef unsigned long long IDLE_NS = 30000000000ULL  # as `udp`: its timer looks again
 
 
-cdef bint forwards(const Listener *listener, uint16_t port, bint v4) noexcept nogil:
-    """Whether it is there and forwards datagrams of this version to a port of the host."""
-    return (listener.used and listener.protocol == PROTO_UDP and listener.pif == PIF_HOST and listener.port == port
+cdef bint forwards(const Listener *listener, uint8_t pif, uint16_t port, bint v4) noexcept nogil:
+    """Whether it is there and forwards datagrams of this version to a port where `pif` says."""
+    return (listener.used and listener.protocol == PROTO_UDP and listener.pif == pif and listener.port == port
             and (listener.version == 0 or (listener.version == 4) == v4))
+
+
+cdef Listener *udp_forward_at(Worker *w, uint32_t likely, uint8_t pif, uint16_t port, bint v4) noexcept nogil:
+    cdef uint32_t i
+    if forwards(&w.listeners[likely], pif, port, v4):
+        return &w.listeners[likely]
+    for i in range(w.listener_count):
+        if forwards(&w.listeners[i], pif, port, v4):
+            return &w.listeners[i]
+    return NULL
 
 
 # To the guest
@@ -69,13 +79,14 @@ cdef bint key_of(Worker *w, const Listener *listener, const addr_t *peer, uint16
     return port != 0 and translate_inbound(w, listener, peer, &key.remote, &key.guest) == 0
 
 
-cdef Flow *open_flow(Worker *w, const FlowKey *key) noexcept nogil:
+cdef Flow *open_flow(Worker *w, const FlowKey *key, const addr_t *peer) noexcept nogil:
     """A datagram from somebody new; NULL: no flow for it (counted)."""
     cdef Flow *flow = udp_new_flow(w, key, True)
     if flow == NULL:
         return NULL
     flow.fd = -1
     flow.from_host = 1
+    memcpy(&flow.target, peer, sizeof(addr_t))
     flow.target_port = key.rport
     flow.u.udp.ttl = UDP_TTL
     udp_opened(w, flow)
@@ -137,11 +148,9 @@ cdef int serve(Worker *w, Listener *listener, int first, int n) noexcept nogil:
         udp_close_flow(w, flow)  # the guest's own, from another port, and never answered there
         flow = NULL
     if flow == NULL:
-        flow = open_flow(w, &key)
+        flow = open_flow(w, &key, &peer)
         if flow == NULL:
             return 1
-        memcpy(&flow.target, &peer, sizeof(addr_t))
-        flow.u.udp.scope_id = scope_of(listener, &slot)
     if flow.fd < 0:
         answer_from(w, flow, listener, &slot, &asked)
     udp_deliver(w, flow, first, end)
@@ -179,13 +188,11 @@ cdef void udp_listener(Worker *w, Listener *listener, uint32_t events) noexcept 
 
 
 cdef void udp_forward_stray(Worker *w, const Flow *flow, int slot) noexcept nogil:
-    cdef bint v4 = addr_is_v4(&flow.target)
-    cdef uint32_t i
-    for i in range(w.listener_count):
-        if forwards(&w.listeners[i], flow.u.udp.bound_port, v4):
-            pass_on(w, &w.listeners[i], slot, slot + 1)
-            return
-    count(w, C_DROP_UDP_INBOUND)
+    cdef Listener *listener = udp_forward_at(w, 0, PIF_HOST, flow.u.udp.bound_port, addr_is_v4(&flow.target))
+    if listener != NULL:
+        pass_on(w, listener, slot, slot + 1)
+    else:
+        count(w, C_DROP_UDP_INBOUND)
 
 
 # From the guest
@@ -193,7 +200,7 @@ cdef void udp_forward_stray(Worker *w, const Flow *flow, int slot) noexcept nogi
 
 cdef Listener *udp_forward_of(Worker *w, const Flow *flow) noexcept nogil:
     cdef Listener *listener = &w.listeners[flow.u.udp.listener]
-    return listener if forwards(listener, flow.u.udp.local_port, addr_is_v4(&flow.target)) else NULL
+    return listener if forwards(listener, PIF_HOST, flow.u.udp.local_port, addr_is_v4(&flow.target)) else NULL
 
 
 cdef uint8_t *add_control(msghdr *message, int level, int type_, uint32_t size) noexcept nogil:

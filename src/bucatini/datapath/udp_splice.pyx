@@ -38,7 +38,7 @@ from bucatini.datapath.udp cimport (
     UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_close_flow, udp_held, udp_make_room, udp_make_roomy,
     udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
 )
-from bucatini.datapath.udp_forward cimport udp_address_answer
+from bucatini.datapath.udp_forward cimport udp_address_answer, udp_forward_at
 from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_watch
 
 
@@ -205,35 +205,18 @@ cdef int udp_splice_serve(Worker *w, Listener *listener, int first, int n) noexc
 # On the way back
 
 
-cdef inline bint is_of(const Listener *listener, const Flow *flow) noexcept nogil:
-    return (listener.used and listener.protocol == PROTO_UDP and listener.port == flow.key.gport
-            and listener.pif == flow.key.pif
-            and (listener.version == 0 or (listener.version == 4) == addr_is_v4(&flow.key.remote)))
-
-
-cdef Listener *forward_of(Worker *w, Flow *flow) noexcept nogil:
-    """The forward that a flow came by, or the one that was made in its place; NULL: there is none any more."""
-    cdef Listener *listener = &w.listeners[flow.u.udp.listener]
-    cdef uint32_t i
-    if is_of(listener, flow):
-        return listener
-    for i in range(w.listener_count):
-        if is_of(&w.listeners[i], flow):
-            flow.u.udp.listener = i
-            return &w.listeners[i]
-    return NULL
-
-
 cdef void udp_splice_answers(Worker *w, Flow *flow) noexcept nogil:
-    cdef Listener *listener = forward_of(w, flow)
+    cdef Listener *listener = udp_forward_at(w, flow.u.udp.listener, flow.key.pif, flow.key.gport,
+                                             addr_is_v4(&flow.key.remote))
     cdef sockaddr_any name
     cdef uint8_t[UDP_CONTROL] control
     cdef msghdr message
     cdef int _i
     cdef int n, first, run
     if listener == NULL:
-        udp_close_flow(w, flow)
+        udp_close_flow(w, flow)  # its forward is gone
         return
+    flow.u.udp.listener = <uint32_t> (listener - w.listeners)  # or was made anew
     memset(&message, 0, sizeof(message))
     udp_address_answer(listener, &flow.key.remote, flow.key.rport, &flow.key.guest, 0, &message, &name, control)
     for _i in range(SHARE):

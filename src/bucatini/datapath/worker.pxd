@@ -72,11 +72,11 @@ cdef struct FlowList:  # flows of one kind, by age (`by_age`)
     uint32_t count
     uint32_t limit
 
-cdef enum Exhausted:  # what has run out at least once, or has been done that is told once as well
-    EXHAUSTED_FLOWS = 1
-    EXHAUSTED_DESCRIPTORS = 2
-    EXHAUSTED_HALF_OPEN = 4
-    SENT_AFTER_FIN = 8
+cdef enum Notice:  # what is told once: something has run out, or the guest has done what no guest does
+    NOTICE_FLOWS = 1
+    NOTICE_DESCRIPTORS = 2
+    NOTICE_HALF_OPEN = 4
+    NOTICE_AFTER_FIN = 8
 
 cdef struct Worker:
     Link *link  # outermost
@@ -102,7 +102,7 @@ cdef struct Worker:
     uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
     uint32_t accepted  # connections among them that came in on forwards
     FlowList by_age[AGES]
-    uint32_t exhausted  # EXHAUSTED_*, SENT_AFTER_FIN
+    uint32_t notices  # NOTICE_*
     bint pressed  # the link has had frames without a pause for longer than its queue is
     uint64_t opened_at  # ns, when `open_spent` was last paid off
     uint64_t open_spent  # ns that were taken by new flows while it was
@@ -135,6 +135,8 @@ cdef void worker_continue(Worker *w, Flow *flow) noexcept nogil
 cdef Flow *worker_next(Worker *w) noexcept nogil
 # Registers a flow's socket for `events` (EPOLL*), edge triggered, once for its life. 0 or -errno.
 cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil
+# Has a socket leave by the interface that was asked for (--outbound-if), unless it is for the loopback. 0 or -errno.
+cdef int worker_leave_by(Worker *w, int fd, const addr_t *address) noexcept nogil
 # Takes the flow off the timers, closes its socket and frees it.
 cdef void worker_drop_flow(Worker *w, Flow *flow) noexcept nogil
 # The flow of a frame of the guest, or NULL.

@@ -6,16 +6,17 @@ connections starve. So then new flows get a share of the time (`OPEN_SHARE`), an
 (`drop_open_budget`): that is quick, the queue empties, and who is established gets through. A SYN comes again.
 """
 
-# syscalls serve: epoll_ctl close
+# syscalls serve: epoll_ctl setsockopt close
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from bucatini.datapath.counters cimport C_DROP_OPEN_BUDGET
 from bucatini.datapath.flow cimport FLOW_NONE, FLOW_SPLICE, FLOW_TCP, FLOW_UDP, PIF_TAP, flow_find, flow_free
-from bucatini.datapath.headers cimport PROTO_ICMP, PROTO_ICMPV6, addr_t
+from bucatini.datapath.headers cimport PROTO_ICMP, PROTO_ICMPV6, addr_is_loopback, addr_is_v4, addr_t
 from bucatini.datapath.syscalls cimport (
-    CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLLET, clock_gettime, close, epoll_ctl, epoll_event, timespec,
+    CLOCK_MONOTONIC, EPOLL_CTL_ADD, EPOLLET, SOL_SOCKET, SO_BINDTODEVICE, clock_gettime, close, epoll_ctl, epoll_event,
+    setsockopt, timespec,
 )
 from bucatini.datapath.timers cimport timer_cancel
 
@@ -86,6 +87,13 @@ cdef int worker_watch(Worker *w, Flow *flow, uint32_t events) noexcept nogil:
     if epoll_ctl(w.epoll, EPOLL_CTL_ADD, flow.fd, &event) < 0:
         return -errno
     return 0
+
+
+cdef int worker_leave_by(Worker *w, int fd, const addr_t *address) noexcept nogil:
+    cdef Family *family = family_of(w, 4 if addr_is_v4(address) else 6)
+    if family.outbound_if[0] == 0 or addr_is_loopback(address):
+        return 0
+    return -errno if setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, family.outbound_if, 16) < 0 else 0
 
 
 cdef void unlist(Worker *w, Flow *flow) noexcept nogil:

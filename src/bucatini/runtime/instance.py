@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SECOND_NS = 1_000_000_000
 SCAN_SHARE = 20  # looking for ports takes one part in so many of the time at most
 SO_PEEK_OFF = 42  # asm-generic/socket.h
-EXHAUSTED = {
+NOTICES = {
     "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
     "descriptors": "file descriptors have run out (ulimit -n): what is unused gives way, else new flows are refused",
     "half-open": "too many connections or pings wait for an answer: the oldest of them give way",
@@ -67,7 +67,7 @@ class Instance:
         self.auto: AutoForwards | None = None
         self.next_scan = 0
         self.last_counters: dict[str, int] = {}
-        self.path.tell_exhausted(self.on_exhausted)
+        self.path.tell_notices(self.on_notice)
         self._tell()
 
     def _tell(self) -> None:
@@ -237,9 +237,9 @@ class Instance:
             self.status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
             self.path.stop()
 
-    def on_exhausted(self, what: str) -> None:
+    def on_notice(self, what: str) -> None:
         """Something has run out, or was sent that cannot be, for the first time; the counters tell how often."""
-        self.log.warning(EXHAUSTED[what])
+        self.log.warning(NOTICES[what])
 
     def show_counters(self) -> None:
         """Log the counters that moved since the last time; nothing when none did."""

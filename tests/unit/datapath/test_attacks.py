@@ -81,7 +81,7 @@ def test_of_connects_that_nobody_answers_the_oldest_give_way_without_a_word(
     link: Link, server: socket.socket, hole: int
 ) -> None:
     told: list[str] = []
-    link.path.tell_exhausted(told.append)
+    link.path.tell_notices(told.append)
     port = server.getsockname()[1]
     peer, ours = establish(link, server, 40000)
     with peer:
@@ -202,7 +202,7 @@ def test_a_full_table_lets_half_open_and_silent_flows_give_way_to_new_ones(
     link: Link, server: socket.socket, hole: int
 ) -> None:
     told: list[str] = []
-    link.path.tell_exhausted(told.append)
+    link.path.tell_notices(told.append)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
         sink.bind(("127.0.0.1", 0))
         sink.settimeout(5)

@@ -203,7 +203,7 @@ def test_a_window_that_closes_and_opens() -> None:
 def test_T32_data_behind_a_fin_is_ignored_counted_and_told_once() -> None:
     told: list[str] = []
     with connected() as stack:
-        stack.link.path.tell_exhausted(told.append)
+        stack.link.path.tell_notices(told.append)
         for _ in range(2):  # the FIN again is no data
             stack.send(ACK | FIN, 0)
             assert stack.acknowledged() == 1
