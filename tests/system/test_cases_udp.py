@@ -445,19 +445,26 @@ def test_U13_multicast_of_the_guest_does_not_come_back_to_it(pasta: Pasta, group
         sender.recv(100)
 
 
+@contextlib.contextmanager
+def group_at_a_forward(pasta: Pasta, group: str, port: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The guest's socket behind a forward of a host that is in the group, and the server's, which sends."""
+    version = 6 if ":" in group else 4
+    with member(pasta.topology.host, "host0", group, 0):
+        guest = pasta.guest("--config-net", "-u", f"{ALL[version]}/{port}")
+        receiver = guest.bind(ANY[version], port)
+        find_neighbour(pasta, version)
+        yield receiver, member(pasta.topology.server, "server0", group, port)
+
+
 @GROUPS
 def test_U13_multicast_of_the_network_does_not_become_unicast(pasta: Pasta, group: str, port: int) -> None:
     version = 6 if ":" in group else 4
-    _member = member(pasta.topology.host, "host0", group, 0)
-    guest = pasta.guest("--config-net", "-u", f"{ALL[version]}/{port}")
-    receiver = guest.bind(ANY[version], port)
-    find_neighbour(pasta, version)
-    sender = member(pasta.topology.server, "server0", group, port)
-    sender.sendto(b"search", (group, port))
-    # What is sent later, to the host alone, is the first to arrive
-    client = pasta.topology.server.connect(HOST[version], port, kind=DATAGRAM, source=SERVER[version])
-    client.send(b"unicast")
-    assert receiver.recv(100) == b"unicast"
+    with group_at_a_forward(pasta, group, port) as (receiver, sender):
+        sender.sendto(b"search", (group, port))
+        # What is sent later, to the host alone, is the first to arrive
+        client = pasta.topology.server.connect(HOST[version], port, kind=DATAGRAM, source=SERVER[version])
+        client.send(b"unicast")
+        assert receiver.recv(100) == b"unicast"
 
 
 @GROUPS
@@ -465,15 +472,11 @@ def test_U13_multicast_of_one_who_was_let_through_before_does_not_become_unicast
     pasta: Pasta, group: str, port: int
 ) -> None:
     version = 6 if ":" in group else 4
-    _member = member(pasta.topology.host, "host0", group, 0)
-    guest = pasta.guest("--config-net", "-u", f"{ALL[version]}/{port}")
-    receiver = guest.bind(ANY[version], port)
-    find_neighbour(pasta, version)
-    sender = member(pasta.topology.server, "server0", group, port)
-    for number in range(3):
-        sender.sendto(b"%d" % number, (HOST[version], port))
-        assert receiver.recv(100) == b"%d" % number
-        sender.sendto(b"search", (group, port))
+    with group_at_a_forward(pasta, group, port) as (receiver, sender):
+        for number in range(3):
+            sender.sendto(b"%d" % number, (HOST[version], port))
+            assert receiver.recv(100) == b"%d" % number
+            sender.sendto(b"search", (group, port))
 
 
 # U14

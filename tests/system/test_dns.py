@@ -11,6 +11,7 @@ from system.topology import GATEWAY, LOOPBACK, NEIGHBOUR, SERVER, SERVER4, Pasta
 
 FORWARD = {4: "169.254.1.1", 6: "fd00::53"}
 NAME = "name.test"
+STUB = {4: "127.0.0.53", 6: "::1"}
 both_versions = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -25,6 +26,12 @@ def resolver(namespace: NamedNamespace, address: str, answer: str) -> None:
     )  # fmt: skip
 
 
+def stub(pasta: Pasta, version: int) -> None:
+    """A name server on the host's loopback, which is the one that the host uses."""
+    resolver(pasta.topology.host, STUB[version], "203.0.113.77")
+    pasta.topology.host.resolv_conf(f"nameserver {STUB[version]}\nsearch example.test\n")
+
+
 def dig(pasta: Pasta, *arguments: str, options: tuple[str, ...]) -> str:
     """The answer as dig prints it, short."""
     need("dig", "dnsutils")
@@ -37,9 +44,7 @@ def dig(pasta: Pasta, *arguments: str, options: tuple[str, ...]) -> str:
 @both_versions
 @pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
 def test_D1_a_resolver_on_the_loopback_of_the_host_is_reached(pasta: Pasta, version: int, transport: str) -> None:
-    stub = {4: "127.0.0.53", 6: "::1"}[version]
-    resolver(pasta.topology.host, stub, "203.0.113.77")
-    pasta.topology.host.resolv_conf(f"nameserver {stub}\nsearch example.test\n")
+    stub(pasta, version)
     options = ("--dns-forward", FORWARD[version], "--no-map-gw")
     assert dig(pasta, f"@{FORWARD[version]}", NAME, transport, options=options) == "203.0.113.77\n"
 
@@ -48,17 +53,13 @@ def test_D1_a_resolver_on_the_loopback_of_the_host_is_reached(pasta: Pasta, vers
 @pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
 def test_D1_a_stub_is_reached_at_the_gateways_address(pasta: Pasta, version: int, transport: str) -> None:
     """What the gateway's address otherwise leads to is another address of the loopback."""
-    stub = {4: "127.0.0.53", 6: "::1"}[version]
-    resolver(pasta.topology.host, stub, "203.0.113.77")
-    pasta.topology.host.resolv_conf(f"nameserver {stub}\n")
+    stub(pasta, version)
     assert dig(pasta, f"@{GATEWAY[version]}", NAME, transport, options=()) == "203.0.113.77\n"
 
 
 @both_versions
 def test_an_answer_too_long_for_udp_comes_over_tcp(pasta: Pasta, version: int) -> None:
-    stub = {4: "127.0.0.53", 6: "::1"}[version]
-    resolver(pasta.topology.host, stub, "203.0.113.77")
-    pasta.topology.host.resolv_conf(f"nameserver {stub}\n")
+    stub(pasta, version)
     options = ("--dns-forward", FORWARD[version])
     answer = dig(pasta, f"@{FORWARD[version]}", "long.test", "TXT", options=options)
     assert len(answer.splitlines()) == 20

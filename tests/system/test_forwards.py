@@ -96,6 +96,12 @@ def option(protocol: str) -> str:
     return "-t" if protocol == "tcp" else "-u"
 
 
+def assert_served(pasta: Pasta, guest: Guest, protocol: str, port: int) -> None:
+    """A client of the server's namespace reaches the guest at a port of the host, over IPv4."""
+    receiver = Receiver(guest, protocol, HOST4, port)
+    receiver.exchange(client_of(pasta.topology.server, protocol, HOST4, port, SERVER4))
+
+
 def refused(namespace: NamedNamespace, protocol: str, address: str, port: int) -> bool:
     """Whether nothing is there."""
     try:
@@ -218,24 +224,21 @@ def test_L1_all_tolerates_a_busy_port(pasta: Pasta, protocol: str, spec: str) ->
     host = pasta.topology.host
     _busy = host.listen("0.0.0.0", 8080) if protocol == "tcp" else host.bind("0.0.0.0", 8080)
     guest = pasta.guest("--config-net", option(protocol), spec)
-    receiver = Receiver(guest, protocol, HOST4, 8081)
-    receiver.exchange(client_of(pasta.topology.server, protocol, HOST4, 8081, SERVER4))
+    assert_served(pasta, guest, protocol, 8081)
 
 
 @only_root
 def test_L1_udp_follows_tcp_as_far_as_it_can_be_bound(pasta: Pasta) -> None:
     _busy = pasta.topology.host.bind("0.0.0.0", 8080)
     guest = pasta.guest("--config-net", "-t", "8080")
-    receiver = Receiver(guest, "tcp", HOST4, 8080)
-    receiver.exchange(client_of(pasta.topology.server, "tcp", HOST4, 8080, SERVER4))
+    assert_served(pasta, guest, "tcp", 8080)
 
 
 @only_unprivileged
 def test_L1_ports_that_are_not_the_users_do_not_count_where_only_some_are_excluded(pasta: Pasta) -> None:
     pasta.topology.host.sysctl(net__ipv4__ip_unprivileged_port_start=1024)
     guest = pasta.guest("--config-net", "-t", "~22")
-    receiver = Receiver(guest, "tcp", HOST4, 8080)
-    receiver.exchange(client_of(pasta.topology.server, "tcp", HOST4, 8080, SERVER4))
+    assert_served(pasta, guest, "tcp", 8080)
 
 
 @only_unprivileged

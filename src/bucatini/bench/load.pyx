@@ -34,6 +34,7 @@ cdef enum:
     SIZE = 65536
     LATE = 1000000  # ns behind its schedule from which a paced sender begins a new one
 
+
 cdef inline uint64_t now() noexcept nogil:
     cdef timespec value
     clock_gettime(CLOCK_MONOTONIC, &value)
@@ -197,6 +198,18 @@ def serve_requests(int fd):
     return count
 
 
+cdef void equal_datagrams(mmsghdr *messages, iovec *iov, uint8_t *data, size_t size) noexcept nogil:
+    """Make `BATCH` messages of `size` zeros each; `data` has SIZE bytes."""
+    cdef int i
+    memset(data, 0, SIZE)
+    memset(messages, 0, BATCH * sizeof(mmsghdr))
+    for i in range(BATCH):
+        iov[i].iov_base = data
+        iov[i].iov_len = size
+        messages[i].msg_hdr.msg_iov = &iov[i]
+        messages[i].msg_hdr.msg_iovlen = 1
+
+
 def udp_blast(int fd, int size, double seconds):
     """Send datagrams of `size` bytes over a connected socket as fast as it takes them; returns how many."""
     cdef uint8_t[SIZE] data
@@ -204,14 +217,8 @@ def udp_blast(int fd, int size, double seconds):
     cdef iovec[BATCH] iov
     cdef uint64_t count = 0
     cdef uint64_t end = now() + <uint64_t> (seconds * 1e9)
-    cdef int i, n
-    memset(data, 0, SIZE)
-    memset(messages, 0, sizeof(messages))
-    for i in range(BATCH):
-        iov[i].iov_base = data
-        iov[i].iov_len = size
-        messages[i].msg_hdr.msg_iov = &iov[i]
-        messages[i].msg_hdr.msg_iovlen = 1
+    cdef int n
+    equal_datagrams(messages, iov, data, size)
     with nogil:
         while now() < end:
             n = sendmmsg(fd, messages, BATCH, 0)
@@ -233,14 +240,8 @@ def udp_paced(int fd, int size, double seconds, double rate):
     cdef uint64_t end = at + <uint64_t> (seconds * 1e9)
     cdef uint64_t pause = <uint64_t> (BATCH * size * 8e9 / rate)
     cdef timespec until
-    cdef int i, n
-    memset(data, 0, SIZE)
-    memset(messages, 0, sizeof(messages))
-    for i in range(BATCH):
-        iov[i].iov_base = data
-        iov[i].iov_len = size
-        messages[i].msg_hdr.msg_iov = &iov[i]
-        messages[i].msg_hdr.msg_iovlen = 1
+    cdef int n
+    equal_datagrams(messages, iov, data, size)
     with nogil:
         while at < end:
             n = sendmmsg(fd, messages, BATCH, 0)

@@ -26,7 +26,7 @@ TUN_F_CSUM = 0x01
 TUN_F_TSO = 0x02 | 0x04  # TSO4, TSO6
 TUN_F_USO = 0x20 | 0x40  # USO4, USO6: Linux 6.2
 
-SO_PEEK_OFF = 42  # asm-generic/socket.h; for TCP since Linux 6.9
+SO_PEEK_OFF = 42  # asm-generic/socket.h; for TCP since Linux 6.9, over IPv6 6.12
 UDP_SEGMENT = 103  # linux/udp.h, Linux 4.18
 TCP_INFO = 11  # linux/tcp.h
 SND_WND_END = 232  # bytes of struct tcp_info up to and with tcpi_snd_wnd: Linux 5.4
@@ -130,8 +130,22 @@ def ping_sockets() -> bool:
 
 
 def tcp_peek_off() -> bool:
-    """Whether SO_PEEK_OFF works on TCP: a second look must begin where the first one ended."""
-    with _tcp_pair() as (left, right):
+    """Whether SO_PEEK_OFF works on TCP, over both IP versions where there are two."""
+    return _peeks_on("127.0.0.1") and (not _has_loopback6() or _peeks_on("::1"))
+
+
+def _has_loopback6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _peeks_on(loopback: str) -> bool:
+    """Whether a second look begins where the first one ended."""
+    with _tcp_pair(loopback) as (left, right):
         left.sendall(b"ab")
         try:
             right.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
@@ -159,9 +173,13 @@ def udp_segment() -> bool:
 class _tcp_pair:  # noqa: N801 - used as a function
     """Two connected TCP sockets on the loopback."""
 
+    def __init__(self, loopback: str = "127.0.0.1") -> None:
+        self._loopback = loopback
+
     def __enter__(self) -> tuple[socket.socket, socket.socket]:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._left = socket.create_connection(listener.getsockname(), 5)
+        family = socket.AF_INET6 if ":" in self._loopback else socket.AF_INET
+        with socket.create_server((self._loopback, 0), family=family) as listener:
+            self._left = socket.create_connection(listener.getsockname()[:2], 5)
             self._right, _ = listener.accept()
         self._right.settimeout(5)
         return self._left, self._right

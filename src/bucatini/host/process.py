@@ -10,6 +10,7 @@ from bucatini.lean.record import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 DESCRIPTOR_MAX = 0xFFFFFFFF  # no kernel has one as high
 
@@ -62,12 +63,17 @@ def _open_descriptors() -> Iterable[int]:
         return range(os.sysconf("SC_OPEN_MAX"))
 
 
-def let_go_of_streams() -> None:
-    """In the foreground: keep standard error alone, nothing else is said or read; a command has copies of its own."""
+def _silence(streams: int) -> None:
+    """Put /dev/null in the place of the first standard streams."""
     null = _open_null()
-    for fd in range(2):
+    for fd in range(streams):
         os.dup2(null, fd)
     os.close(null)
+
+
+def let_go_of_streams() -> None:
+    """In the foreground: keep standard error alone, nothing else is said or read; a command has copies of its own."""
+    _silence(2)
 
 
 def stand_apart(*keep: int) -> None:
@@ -77,9 +83,7 @@ def stand_apart(*keep: int) -> None:
     os.setsid()  # the keyboard's signals are not for it
     for number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT):
         signals.signal(number, signals.SIG_DFL)
-    null = _open_null()
-    for fd in range(3):  # whoever waits for the end of our output does not wait for the helper's
-        os.dup2(null, fd)
+    _silence(3)  # whoever waits for the end of our output does not wait for the helper's
     close_inherited(*keep)
     os.chdir("/")
 
@@ -97,10 +101,20 @@ ID_MAX = 0xFFFFFFFE  # the number after it means "no change" in setresuid(2)
 
 
 class Made:
-    """What a start has made in the file system, to be removed if it fails. What was there before stays."""
+    """What a start has made in the file system, to be removed if it fails. What was there before stays.
+
+    `with Made() as made:` removes it when an exception comes through, unless `keep` was called.
+    """
 
     def __init__(self) -> None:
         self.files: list[tuple[str, int, int]] = []  # absolute path, device, inode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.remove()
 
     def add(self, path: str) -> None:
         """Remember a file that was just made."""

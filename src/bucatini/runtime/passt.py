@@ -137,12 +137,8 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     Raises:
         BucatiniError: start-up failed.
     """
-    made = process.Made()
-    try:
+    with process.Made() as made:
         return serve(settings, log, now, made)
-    except BaseException:
-        made.remove()
-        raise
 
 
 def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Made) -> int:

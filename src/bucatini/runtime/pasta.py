@@ -59,12 +59,8 @@ def run(settings: Settings, log: Log, now: Callable[[], int]) -> int:
     Raises:
         BucatiniError: start-up failed.
     """
-    made = process.Made()
-    try:
+    with process.Made() as made:
         return serve(settings, log, now, made)
-    except BaseException:
-        made.remove()
-        raise
 
 
 def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Made) -> int:
@@ -149,9 +145,10 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
 
 def start_binder(settings: Settings, identity: Identity | None) -> Maker | None:
     """Leave a maker outside that keeps a granted CAP_NET_BIND_SERVICE, where low ports may forward themselves later."""
+    if not any(spec.auto for spec in settings.tcp_ports + settings.udp_ports) or not kernel.may_bind_low_ports():
+        return None
     low = process.unprivileged_ports()
-    automatic = any(spec.auto for spec in settings.tcp_ports + settings.udp_ports)
-    if not automatic or low == 0 or not kernel.may_bind_low_ports():
+    if low == 0:
         return None
     from bucatini.guest.maker import Maker, start_maker
 

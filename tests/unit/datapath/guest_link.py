@@ -5,6 +5,8 @@ The guest is 192.0.2.15; 192.0.2.1 stands for the host's loopback, where the ser
 
 import socket
 import threading
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bucatini.datapath.loop import DataPath
@@ -22,6 +24,14 @@ FLOWS = 4
 
 def mapped(address: bytes) -> bytes:
     return bytes(10) + b"\xff\xff" + address
+
+
+def wait(condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class NoServices:
@@ -95,6 +105,11 @@ class Link:
         packet = self.receive()
         assert packet.protocol == ipv4.PROTOCOL_TCP
         return tcp.Tcp.parse(packet.payload)
+
+
+def count(link: Link, name: str) -> int:
+    """One of the counters."""
+    return link.path.counters()[name]
 
 
 class StreamLink(Link):

@@ -4,14 +4,14 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bucatini.wire import arp, icmp, ipv4, tcp, udp
 from bucatini.wire.ethernet import BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV4, Ethernet
-from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, Link
+from unit.datapath.guest_link import GUEST, GUEST_MAC, HOST, Link, count, wait
 
 RANGE = Path("/proc/sys/net/ipv4/ping_group_range")
 FLOWS = 64
@@ -43,17 +43,6 @@ def hole() -> Iterator[int]:
             sock.setblocking(False)
             sock.connect_ex(full.getsockname())
         yield full.getsockname()[1]
-
-
-def wait(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def count(link: Link, name: str) -> int:
-    return link.path.counters()[name]
 
 
 def establish(link: Link, server: socket.socket, sport: int) -> tuple[socket.socket, int]:

@@ -5,13 +5,13 @@ import errno
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from scapy.all import IP, TCP, UDP, Ether
 
 from bucatini.wire import tcp, udp
-from unit.datapath.guest_link import GUEST, HOST, StreamLink
+from unit.datapath.guest_link import GUEST, HOST, StreamLink, wait
 
 
 @pytest.fixture
@@ -174,10 +174,3 @@ def test_a_client_that_does_not_read_holds_back_the_host_and_then_gets_everythin
     assert got == data
     counters = link.path.counters()
     assert counters["drop_link_full"] == counters["drop_link_error"] == 0
-
-
-def wait(condition: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
