@@ -115,7 +115,7 @@ class Hop(NamedTuple):
 class HostRoute(NamedTuple):
     """A route with its next hops; the first of `hops` is the heaviest."""
 
-    route: Route  # its gateway and flags are in the hops
+    route: Route
     hops: tuple[Hop, ...]
 
 
@@ -276,6 +276,7 @@ class Netlink:
             alive = [hop for hop in hops if not hop.flags & RTNH_F_DEAD]
             alive.sort(key=lambda hop: -hop.weight)
             if alive:
+                route = route._replace(gateway=alive[0].gateway, flags=alive[0].flags & RTNH_F_ONLINK)
                 result.append(HostRoute(route, tuple(alive)))
         return result
 
