@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 BUILT := build/.built-$(BUCATINI_BUILD)
 PYTEST := $(PY) -m pytest
 
-.PHONY: build run test lint unit system bench micro soak cases attacks churn asan fuzz coverage man clean help packages
+.PHONY: build run test lint unit system bench micro soak cases attacks isolation churn asan fuzz coverage man clean help packages
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -94,6 +94,9 @@ churn: build packages ## an hour of connections that come and go, and 100,000 at
 
 attacks: build packages ## docs/attacks.md: what attacks do to an instance and to those it serves; root
 	$(PYTEST) --attacks=docs/attacks.md tests/system/test_attacks.py
+
+isolation: build packages ## docs/isolation.md: what isolation costs, in pairs with and without it; root, takes ten minutes
+	$(PY) -m bucatini.bench.isolation docs/isolation.md
 
 micro: build ## micro-benchmarks of the packet path's pieces (pyperf); OPTIONS="-o file.json" keeps the result
 	$(PY) -m bucatini.bench.micro $(OPTIONS)

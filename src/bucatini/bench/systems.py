@@ -57,9 +57,17 @@ class System:
     server_cpu = 1  # of who is at the other end of a stream; the guest's end is there too
 
     def __init__(
-        self, name: str, program: str | None, where: Topology, mtu: int = 65520, *, bypass: bool = False
+        self,
+        name: str,
+        program: str | None,
+        where: Topology,
+        mtu: int = 65520,
+        *,
+        bypass: bool = False,
+        options: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.topology, self.mtu, self.bypass = name, where, mtu, bypass
+        """Connect it; `options` are more of pasta's, ours or upstream's."""
+        self.name, self.topology, self.mtu, self.bypass, self.options = name, where, mtu, bypass, options
         self.guest: Guest | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.resolver = topology.SERVER4
@@ -87,7 +95,7 @@ class System:
                 command += ["-t", inward, "-u", inward, "-T", outward, "-U", outward]
             else:
                 command += ["-t", ports, "-u", "none", "-T", "none", "-U", "none"]
-            command += ["--dns-forward", topology.RESOLVER4, "--dns-host", topology.SERVER4, pid]
+            command += ["--dns-forward", topology.RESOLVER4, "--dns-host", topology.SERVER4, *self.options, pid]
         self.process = self.topology.spawn(command, where=self.topology.host, cpu=TRANSLATOR_CPU, user=True)
         guest.wait_for_address(10)
         guest.command(["ip", "link", "set", "lo", "up"], cpu=0)
