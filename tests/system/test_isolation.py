@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
@@ -166,12 +167,54 @@ def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
     assert set(by_capabilities) == {0, 1 << 10}
     for pid, lines in found.items():
         assert_given_up(pid)
+        assert "0" not in lines["Uid"].split() + lines["Gid"].split()
+        assert lines["Groups"] == ""
         # The bounding set is not theirs to empty, and says nothing where nothing may be gained
         assert all(int(lines[name], 16) & ~(1 << 10) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
     lookout, maker = by_capabilities[0], by_capabilities[1 << 10]
     assert namespace(lookout, "net") == namespace(guest.pid, "net")
     assert namespace(maker, "net") == namespace(guest.holder, "net")
     assert namespace(maker, "user") == namespace(guest.holder, "user")
+
+
+PRY = """
+import glob, os
+os.system('umount /proc')  # what was there before lies beneath: the processes of the host
+me = os.readlink('/proc/self')
+found = []
+for path in glob.glob('/proc/[0-9]*'):
+    for name in ('mem', 'maps') if path != '/proc/' + me else ():
+        try:
+            os.close(os.open(path + '/' + name, os.O_RDONLY))
+        except OSError:
+            continue
+        with open(path + '/comm') as file:
+            found.append((name, file.read().strip()))
+print(len(glob.glob('/proc/[0-9]*')) > 10, [each for each in found if each[1] == 'pasta'])
+"""
+
+
+def test_a_command_finds_no_process_of_ours_that_it_may_trace(pasta: Pasta) -> None:
+    """Its init and who waits for that are copies of our program, as root of its namespaces sees them."""
+    assert pasta.python(*NO_FORWARDS, code=PRY).stdout == "True []\n"
+
+
+def test_what_is_typed_at_the_terminal_is_not_for_the_process_that_serves(passt: Passt) -> None:
+    leader, follower = pty.openpty()
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, leader)
+        os.fchown(follower, passt.user.uid, -1)
+        process = subprocess.Popen(
+            passt.argv("--foreground", "--socket", passt.socket), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=follower,
+        )  # fmt: skip
+        os.close(follower)
+        undo.callback(end, process)
+        wait_until(lambda: os.path.exists(passt.socket), "the socket")
+        with client(passt.socket) as sock:
+            assert is_served(sock)
+        said = dict(line.split() for line in Path(f"/proc/{process.pid}/fdinfo/2").read_text().splitlines()[:3])
+        assert int(said["flags:"], 8) & os.O_ACCMODE == os.O_WRONLY
 
 
 def test_low_ports_forward_themselves_where_that_was_granted(pasta: Pasta) -> None:

@@ -91,8 +91,8 @@ def measure(cells: list[Cell], starts: int, pairs: int) -> list[Cost]:
 def page(costs: list[Cost], pairs: int) -> str:
     """Return docs/isolation.md."""
     rows = [
-        f"| {each.cell.title}, {each.cell.metrics[0].unit} | {report.number(each.isolated)} | {report.number(each.bare)} "
-        f"| {each.missing * 100:.1f} ± {each.error * 200:.1f} |"
+        f"| {each.cell.title}, {each.cell.metrics[0].unit} | {report.number(each.isolated)} "
+        f"| {report.number(each.bare)} | {each.missing * 100:.1f} ± {each.error * 200:.1f} |"
         for each in costs
     ]
     where = (

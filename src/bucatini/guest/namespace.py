@@ -17,7 +17,7 @@ from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.configure import configure, write_sysctl
 from bucatini.guest.tap import open_tap
 from bucatini.host import kernel
-from bucatini.host.process import close_inherited, is_real_root
+from bucatini.host.process import become, close_inherited, is_real_root
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 
@@ -113,7 +113,7 @@ def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
 def join(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
     """Begin to join the namespaces that `settings` names."""
     user, net = namespace_paths(settings)
-    return _fork(plan, settings, lambda sock: _join_namespaces(user, net), None, identity)
+    return _fork(plan, settings, lambda sock: _join_namespaces(user, net, identity), None, identity)
 
 
 def namespace_paths(settings: Settings) -> tuple[str | None, str]:
@@ -140,7 +140,7 @@ def _open(path: str, what: str) -> int:
         raise HostError(f"open {what} namespace {path}", error.errno or 0) from None
 
 
-def _join_namespaces(user: str | None, net: str) -> None:
+def _join_namespaces(user: str | None, net: str, identity: Identity | None) -> None:
     """Enter the namespaces; both are opened before either is entered."""
     # Between the two we are in theirs with one foot and at home with the other: their root must not trace us
     kernel.be_undumpable()
@@ -150,6 +150,12 @@ def _join_namespaces(user: str | None, net: str) -> None:
         mine = os.stat("/proc/self/ns/user")
         # Joining one's own is refused (EINVAL); root of the first one has all it needs without
         if os.fstat(user_fd).st_ino != mine.st_ino:
+            if identity is not None:
+                # In there its number may stand for nobody, and we would stay root of the host
+                kernel.keep_capabilities_once()
+                become(*identity)
+                kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
+                kernel.be_undumpable()
             kernel.setns(user_fd, kernel.CLONE_NEWUSER, f"join user namespace {user}")
         os.close(user_fd)
     kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
@@ -159,7 +165,8 @@ def _join_namespaces(user: str | None, net: str) -> None:
 def _make_namespaces(settings: Settings, identity: Identity | None, sock: sockets.socket) -> None:
     """Move to namespaces of our own, as root of them."""
     if identity is not None:
-        _become(identity)
+        become(*identity)
+        kernel.be_dumpable()
     uid, gid = os.geteuid(), os.getegid()
     # The root of a user namespace keeps the users that it has; the first one's maps itself alone, like anybody
     several = uid == 0 and not is_real_root()
@@ -176,16 +183,6 @@ def _make_namespaces(settings: Settings, identity: Identity | None, sock: socket
     elif not (several and _ask_for_maps(sock)):
         _map_root(uid, gid)
     write_sysctl("ipv4/ping_group_range", "0 0")
-
-
-def _become(identity: Identity) -> None:
-    try:
-        os.setgroups([])
-        os.setresgid(identity.gid, identity.gid, identity.gid)
-        os.setresuid(identity.uid, identity.uid, identity.uid)
-    except OSError as error:
-        raise HostError("change user", error.errno or 0) from None
-    kernel.be_dumpable()
 
 
 def _map_root(uid: int, gid: int) -> None:
@@ -312,6 +309,9 @@ def _wait(child: int) -> int:
 
 def _as_init(command: Command, ignored: Sequence[int]) -> int:
     """Run the command below an init of the new PID namespace, with a /proc of its own."""
+    # Both are copies of our program: the command's root must not change them, nor learn where our memory lies. The
+    # waiter is in the PID namespace outside, where there are more processes of our user. An exec takes that back
+    kernel.be_undumpable()
     lifeline, held = os.pipe()
     init = os.fork()
     if init == 0:

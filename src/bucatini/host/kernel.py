@@ -38,6 +38,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2  # linux/seccomp.h
 
 CAP_NET_BIND_SERVICE = 10  # linux/capability.h
+CAP_SYS_ADMIN = 21
 CAP_LAST = 63  # numbers of capabilities are below 64
 
 IN_CLOSE_WRITE = 0x00000008  # linux/inotify.h
@@ -171,14 +172,20 @@ def call(number: int, *arguments: int | bytes | None) -> int:
 
 
 def wipe_environment() -> None:
-    """Forget the environment and overwrite its text where the kernel put it: it may hold secrets (environ(7))."""
+    """Forget the environment and overwrite its text where the kernel put it (environ(7)), and Python: it may be secret.
+
+    What somebody has read of it before may still lie in memory that was freed.
+    """
+    for value in os.environ._data.values():  # type: ignore[attr-defined]  # noqa: SLF001 - the objects, not copies
+        if len(value) > 1:  # one of a single byte is everybody's
+            ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
     pointers = ctypes.POINTER(ctypes.c_void_p).in_dll(_libc, "environ")
     addresses: list[int] = []
     while pointers and (address := pointers[len(addresses)]):
         addresses.append(address)
     os.environ.clear()
     for address in addresses:
-        ctypes.memset(address, 0, len(ctypes.string_at(address)))
+        ctypes.memset(address, 0, _libc.strlen(ctypes.c_void_p(address)))
 
 
 def inotify_watch(mask: int, *paths: str) -> int:

@@ -76,6 +76,17 @@ def let_go_of_streams() -> None:
     _silence(2)
 
 
+def read_no_terminal() -> None:
+    """Hold standard error for writing alone: a shell's is its terminal, and what is typed there is not ours to read."""
+    try:
+        if os.isatty(2):
+            fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            os.dup2(fd, 2)
+            os.close(fd)
+    except OSError:
+        pass  # somebody else's, who has lent it to us, or one of another mount of devpts
+
+
 def stand_apart(*keep: int) -> None:
     """In a helper that was just forked: let go of what ties it to whoever started us, descriptors but for `keep`."""
     from bucatini.lean import signals

@@ -153,6 +153,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     if settings.fd is not None:
         client = machine.inherited(settings.fd)
     process.raise_descriptor_limit()
+    process.read_no_terminal()
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
     inward = forward_rules(settings, process.ephemeral_range())
     bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)

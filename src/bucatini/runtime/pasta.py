@@ -78,6 +78,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     from bucatini.runtime import instance as running
 
     guest = pending.result()
+    process.read_no_terminal()  # a command has its own
     files = process.raise_descriptor_limit()  # ours, not that of the command
     for text in guest.notes:
         log.debug(text)
