@@ -137,4 +137,5 @@ def main() -> None:
     sys.stdout.write(json.dumps({"sent": sent, "lost": lost, "seconds": now - begin}) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,8 @@ still, on a busy machine too; what was measured goes into docs/attacks.md (`make
 
 import contextlib
 import json
+import resource
+import select
 import socket
 import statistics
 import struct
@@ -31,6 +33,7 @@ pytestmark = [only_unprivileged, pytest.mark.release]
 
 SECONDS = 4.0
 ATTACKER = str(Path(__file__).with_name("attacker.py"))
+HOLDER = str(Path(__file__).with_name("holder.py"))
 HOLE = "198.51.100.77"  # nobody answers
 GROWTH = 64 << 10  # KiB that an attack may cost: a flow is 0.4, a packet in fragments 64
 TYPICAL = 0.05  # seconds, the median of an established connection's round trips while the attack lasts
@@ -301,6 +304,68 @@ def test_windows_as_small_as_the_guest_can_make_them(
     frames = result.counters["frames_out"]
     assert frames > 10000
     assert result.figures.per_second * SECONDS < 88 * frames, "more bytes a frame than the MSS that was asked for"
+
+
+CONNECTIONS = 100_000
+HELD = (7110, 7111, 7112, 7113)  # ports of a server that accepts and says nothing
+
+
+@pytest.mark.timeout(240)
+def test_a_hundred_thousand_connections(pasta: Pasta, echo_port: int, record_property: Record) -> None:
+    """As many as there are descriptors for are established, and the others refused: nobody is left waiting."""
+    server = pasta.topology.server
+    for place in (server, pasta.topology.host):
+        place.sysctl(net__ipv4__ip_local_port_range="2000 65000")
+    server.sysctl(net__core__somaxconn=65535)
+    listeners = [server.listen(SERVER4, port, backlog=65535) for port in HELD]
+    guest = pasta.guest("--config-net", "--stats", "1")
+    guest.settle()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # which it has from us
+    used = guest.descriptors()
+    bystander = Bystander(guest, echo_port)
+    before = bystander.ask(1.0)
+    memory = status(guest.pid, "VmRSS")
+    holder = guest.start(
+        *NICE, sys.executable, "-E", "-s", "-S", HOLDER, str(CONNECTIONS), SERVER4, *map(str, HELD), stdin=-1,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    busy, begin = processor_time(guest.pid), time.monotonic()
+    during: list[float] = []
+    while not select.select([holder.stdout], [], [], 0)[0]:
+        during += bystander.ask(0.2)
+    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
+    said = json.loads(holder.stdout.readline())
+    grown = status(guest.pid, "VmHWM") - memory
+    assert said["silent"] == 0
+    assert said["open"] + said["refused"] == CONNECTIONS
+    assert said["open"] > min(0.9 * (most - used), 0.99 * CONNECTIONS)
+    # With all of them open: the bystander goes on, the processor rests, and whoever comes is told at once
+    assert rate(bystander.ask(0.5)) > LEFT_AFTER * rate(before)
+    assert_quiet(guest.pid, 1)
+    if said["refused"]:
+        begin = time.monotonic()
+        with pytest.raises(ConnectionRefusedError):
+            guest.connect(SERVER4, 7101)
+        assert time.monotonic() - begin < OPENED
+        assert sum("descriptors have run out" in line for line in guest.output) == 1
+    holder.stdin.close()
+    assert holder.stdout.readline() == "0\n", "connections that are not reset"
+    assert holder.wait(60) == 0
+    wait_until(lambda: guest.descriptors() < used + 100, "the end of the connections", 5)
+    opened = [bystander.new() for _ in range(3)]
+    found = moved(guest)
+    figures = Figures(
+        name=fX,
+        per_second=CONNECTIONS / said["seconds"], before=rate(before), during=rate(during), slowest=max(during),
+        opened=max(opened), share=share, grown=grown,
+    )  # fmt: skip
+    held_out(guest, bystander, figures, during)
+    record(record_property, Result(figures, found), "tcp_opened_guest", "flow_refused", "tcp_rst_sent")
+    for listener in listeners:
+        listener.close()
 
 
 # From the network
