@@ -358,7 +358,7 @@ def test_a_hundred_thousand_connections(pasta: Pasta, echo_port: int, record_pro
     opened = [bystander.new() for _ in range(3)]
     found = moved(guest)
     figures = Figures(
-        name=fX,
+        name=f"{CONNECTIONS:,} connections, {most:,} descriptors: {said['open']:,} held, the others refused",
         per_second=CONNECTIONS / said["seconds"], before=rate(before), during=rate(during), slowest=max(during),
         opened=max(opened), share=share, grown=grown,
     )  # fmt: skip
