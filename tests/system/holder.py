@@ -53,6 +53,7 @@ class Holder:
         self.waiting = {key: ports[number % len(ports)] for number, key in enumerate(source[:count])}
         self.open: dict[tuple[bytes, int], tuple[int, int]] = {}  # port of the server, the number that comes next
         self.asked: set[tuple[bytes, int]] = set()  # those whose answer `check` waits for
+        self.ending = False
         self.refused = 0
 
     def send(self, frame: bytes) -> None:
@@ -79,7 +80,7 @@ class Holder:
                 self.waiting.pop(key, None)
                 self.open[key] = theirs, (seq + 1) & 0xFFFFFFFF
                 self.say(key, ACK, 1)
-            elif flags & ACK:
+            elif flags & ACK and not self.ending:  # else the reset was lost
                 self.asked.discard(key)
         return True
 
@@ -103,7 +104,7 @@ class Holder:
 
     def check(self, *, end: bool = False) -> None:
         """Ask after each one, as a keep-alive does: what gave way is reset. `end`: reset all first."""
-        self.asked = set(self.open)
+        self.asked, self.ending = set(self.open), end
         for _ in range(ATTEMPTS):
             keys = [key for key in self.asked if key in self.open]
             for first in range(0, len(keys), STEP):
