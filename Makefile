@@ -90,7 +90,7 @@ cases: build packages ## docs/cases.md: which tests there are for each known cas
 	$(PYTEST) --cases=docs/cases.md tests
 
 churn: build packages ## an hour of connections that come and go, and 100,000 at once if the limit of descriptors allows
-	BUCATINI_CHURN=$(or $(FLOWS),180000) BUCATINI_CONNECTIONS=100000 $(PYTEST) tests/system/test_memory.py
+	BUCATINI_CHURN=$(or $(FLOWS),180000) BUCATINI_CONNECTIONS=100000 $(PYTEST) -rP tests/system/test_memory.py
 
 attacks: build packages ## docs/attacks.md: what attacks do to an instance and to those it serves; root
 	$(PYTEST) --attacks=docs/attacks.md tests/system/test_attacks.py
