@@ -1,21 +1,25 @@
 """The virtual machine's side: the socket at which QEMU finds us, and the clients that come and go.
 
 One client is served at a time. A further one is turned away, unless the one before has gone without our having noticed.
-The path is ours if nobody listens there: what a process that is gone has left is removed.
+The path is ours if nobody listens there: what a process that is gone has left is removed. Starts look one after the
+other (flock(2) of the folder): a socket that another one has bound and does not listen at yet looks like one left over.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import stat
+import time
 
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
+TURN = 1.0  # seconds to wait for other starts at most: anybody may lock a folder that he can read
 BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
 
 
@@ -46,12 +50,40 @@ def _bind(path: str) -> sockets.socket | None:
     return sock
 
 
+def _take_turn(path: str) -> int:
+    """Wait until no other start looks at the folder of a path; returns what to close then, -1: it cannot be locked."""
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1  # it may be used and not read, or is not there
+    until = time.monotonic() + TURN
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.002)
+                continue
+        except OSError:
+            pass  # a file system without
+        return folder
+
+
 def listen(path: str | None) -> tuple[sockets.socket, str]:
     """Listen at `path`, or at the first of the default paths that nobody uses; returns the socket and its path.
 
     Raises:
         HostError: it cannot be, or somebody else listens there.
     """
+    folder = _take_turn(path or PATH)
+    try:
+        return _listen(path)
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+def _listen(path: str | None) -> tuple[sockets.socket, str]:
     if path is not None:
         try:
             sock = _bind(path)
