@@ -2,13 +2,12 @@
 
 One client is served at a time. A further one is turned away, unless the one before has gone without our having noticed.
 The path is ours if nobody listens there: what a process that is gone has left is removed. Starts look one after the
-other (flock(2) of the folder): a socket that another one has bound and does not listen at yet looks like one left over.
+other (`_take_turn`): a socket that another one has bound and does not listen at yet looks like one left over.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
@@ -19,7 +18,8 @@ from bucatini.lean import sockets
 
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
-TURN = 1.0  # seconds to wait for other starts at most: anybody may lock a folder that he can read
+LOCK = "\0bucatini/{}.{}"  # an abstract address (unix(7)), of a folder's device and inode: who has it looks there
+TURN = 1.0  # seconds to wait for that at most: anybody could take it
 BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
 
 
@@ -50,23 +50,22 @@ def _bind(path: str) -> sockets.socket | None:
     return sock
 
 
-def _take_turn(path: str) -> int:
-    """Wait until no other start looks at the folder of a path; returns what to close then, -1: it cannot be locked."""
+def _take_turn(path: str) -> sockets.socket | None:
+    """Wait until no other start looks at the folder of a path; returns what to close then, None: there is no folder."""
     try:
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.stat(os.path.dirname(path) or ".")
     except OSError:
-        return -1  # it may be used and not read, or is not there
+        return None
+    lock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC)
     until = time.monotonic() + TURN
     while True:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.bind(LOCK.format(folder.st_dev, folder.st_ino))
+        except OSError:
             if time.monotonic() < until:
                 time.sleep(0.002)
                 continue
-        except OSError:
-            pass  # a file system without
-        return folder
+        return lock
 
 
 def listen(path: str | None) -> tuple[sockets.socket, str]:
@@ -75,12 +74,12 @@ def listen(path: str | None) -> tuple[sockets.socket, str]:
     Raises:
         HostError: it cannot be, or somebody else listens there.
     """
-    folder = _take_turn(path or PATH)
+    turn = _take_turn(path or PATH)
     try:
         return _listen(path)
     finally:
-        if folder >= 0:
-            os.close(folder)
+        if turn is not None:
+            turn.close()
 
 
 def _listen(path: str | None) -> tuple[sockets.socket, str]:

@@ -1,6 +1,5 @@
 """The socket at which QEMU finds us: who takes a path when several want it."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -61,15 +60,11 @@ def test_of_starts_at_one_time_one_takes_the_path_that_all_were_given(tmp_path: 
     assert sorted(starts("", path)) == [path] + ["refused"] * 5
 
 
-def test_a_folder_that_somebody_keeps_locked_does_not_stop_a_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_that_somebody_keeps_does_not_stop_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "TURN", 0.01)
-    folder = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    folder = os.stat(tmp_path)
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM) as somebody:
+        somebody.bind(machine.LOCK.format(folder.st_dev, folder.st_ino))
         sock, path = machine.listen(str(tmp_path / "socket"))
-    finally:
-        os.close(folder)
     sock.close()
     assert os.path.exists(path)
