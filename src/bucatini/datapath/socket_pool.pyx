@@ -34,9 +34,9 @@ from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, AF_NETLINK, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD,
     EPOLL_CTL_DEL, EPOLLIN, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_RECVPKTINFO, IPV6_V6ONLY,
     MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_RCVBUF,
-    SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close,
-    cmsghdr, epoll_ctl, epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg, setsockopt,
-    socket,
+    SO_REUSEADDR, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
+    bind, close, cmsghdr, epoll_ctl, epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg,
+    setsockopt, socket,
 )
 from bucatini.datapath.worker cimport REF_SOCKETS, count, count_n
 
@@ -277,7 +277,7 @@ cdef int bind_listener(Request *request) noexcept nogil:
             and (not tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
             and bind(fd, &sa.sa, sockaddr_fill(&sa, &request.address, request.port, request.scope_id)) == 0
             and (not tcp or listen(fd, BACKLOG) == 0)
-            and (tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
+            and (tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) == 0)
             and (tcp or setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer)) == 0)
             and (tcp or setsockopt(fd, IPPROTO_IP if request.version == 4 else IPPROTO_IPV6,
                                    IP_PKTINFO if request.version == 4 else IPV6_RECVPKTINFO, &one, sizeof(one)) == 0)):
