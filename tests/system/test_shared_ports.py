@@ -1,5 +1,6 @@
 """Ports of UDP that several sockets of ours share: nobody else can, whoever starts the programs."""
 
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from system.machine import Machine, Passt
 from system.namespaces import Namespace, wait_until
-from system.topology import ANY, HOST, LOOPBACK, SERVER, Pasta, Topology
-from system.users import User, only_root
+from system.topology import ANY, GATEWAY4, HOST, LOOPBACK, SERVER, Pasta, Topology
+from system.users import User, only_root, only_unprivileged
 
 both_versions = pytest.mark.parametrize("version", [4, 6])
 DATAGRAM = socket.SOCK_DGRAM
@@ -182,3 +183,44 @@ def test_flows_past_the_tap_share_the_port_of_a_forward_in_the_namespace(
                 other.send(b"question")
                 assert other.recv(100) == b"QUESTION"
     assert {peer[1] for peer in server.peers} == {7003, 7001}
+
+
+@only_unprivileged
+@both_versions
+@pytest.mark.parametrize("options", [(), ("-u", "5000"), ("-o",)])
+def test_a_thousand_flows_share_a_port_and_keep_it(pasta: Pasta, options: tuple[str, ...], version: int) -> None:
+    """Each gets its answers while others are opened; with an address to leave from they are bound to that one too."""
+    if options == ("-o",):
+        options = "-o", HOST[version]
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    servers = pasta.topology.server.inside(lambda: [socket.socket(family, DATAGRAM) for _ in range(1000)])
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+            server.bind((SERVER[version], 0))
+            server.settimeout(5)
+        inside = pasta.guest("--config-net", *options).bind(ANY[version], 5000)
+        for number, server in enumerate(servers):
+            inside.sendto(b"question", server.getsockname())
+            assert server.recvfrom(100)[1][:2] == (HOST[version], 5000)
+            for one in {0, number // 2, number}:
+                servers[one].sendto(b"%d" % one, (HOST[version], 5000))
+                data, peer = inside.recvfrom(100)
+                assert (data, peer[1]) == (b"%d" % one, servers[one].getsockname()[1])
+
+
+@only_unprivileged
+def test_a_broadcast_comes_once_to_a_forward_that_flows_share(pasta: Pasta) -> None:
+    servers = [pasta.topology.server.serve_udp(SERVER[4], reply) for _ in range(3)]
+    inside = pasta.guest("--config-net", "-u", "8080").bind(ANY[4], 8080)
+    for server in servers:
+        answers(inside, (SERVER[4], server.port))
+    client = pasta.topology.server.bind(GATEWAY4)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    for number in range(8):
+        client.sendto(b"%d" % number, ("192.0.2.255", 8080))
+    for number in range(8):
+        assert inside.recvfrom(100) == (b"%d" % number, client.getsockname())
+    inside.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        inside.recv(100)
