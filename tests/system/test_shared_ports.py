@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import socket
 from typing import Any
 
@@ -159,6 +160,26 @@ def test_flows_share_a_low_port_that_forwards_itself(pasta: Pasta, version: int)
     answers(inside, (SERVER[version], server.port))
     forwards(pasta.topology.server.connect(HOST[version], 800, kind=DATAGRAM, source=SERVER[version]), inside)
     assert set(server.peers) == {(HOST[version], 800)}
+
+
+@both_versions
+def test_a_port_that_another_user_has_at_another_address_is_not_shared(pasta: Pasta, version: int) -> None:
+    """He was there before the forward, which does not hide him: what the guest sends from there leaves elsewhere."""
+    topology = pasta.topology
+    server = topology.server.serve_udp(SERVER[version], reply)
+    other = topology.host.bind(HOST[version], 8080)
+    other.connect((SERVER[version], server.port))
+    os.fchown(other.fileno(), THIEF.uid, THIEF.gid)
+    forward = f"[{LOOPBACK[6]}]/8080" if version == 6 else f"{LOOPBACK[4]}/8080"
+    guest = pasta.guest("--config-net", "-u", forward)
+    inside = guest.bind(ANY[version], 8080)
+    answers(inside, (SERVER[version], server.port))
+    other.send(b"his")
+    assert other.recv(100) == b"his"
+    forwards(topology.host.connect(LOOPBACK[version], 8080, kind=DATAGRAM), inside)
+    ports = [peer[1] for peer in server.peers]
+    assert ports[-1] == 8080
+    assert 8080 not in ports[:-1]
 
 
 @both_versions
