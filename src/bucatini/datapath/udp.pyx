@@ -18,10 +18,10 @@ flows of ours from the same port can share it. Two instances never share one (U5
 have the option at that moment, and belong to the same user. SO_REUSEADDR would do but for that: any user may share what
 has it, and the last to bind gets what comes. Root's forwards are given to whom it becomes (`runtime/forwards`).
 
-What the kernel makes of it. Of sockets that share a port it takes the connected one for what its peer sends. What others
-send goes to one that is not connected, by a hash: the forward's, or between bind() and connect() that of a flow, which
-passes it on (`sort_out`). A connect() that chooses the address takes a socket out of the group, so that groups stay
-small.
+What the kernel makes of it. Of sockets that share a port it takes the connected one for what its peer sends
+(`begin_group`). What others send goes to one that is not connected, by a hash: the forward's, or between bind() and
+connect() that of a flow, which passes it on (`sort_out`). A connect() that chooses the address takes a socket out of
+the group, so that groups stay small.
 
 Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the
 guest as one USO superframe. A route that does not take it (`no_segment`) gets them one by one.
@@ -577,6 +577,20 @@ cdef bint udp_bind_port(Flow *flow, uint16_t *held, const sockaddr_any *sa, sock
     return False
 
 
+cdef void begin_group(const sockaddr_any *sa, socklen_t size) noexcept nogil:
+    """Have the kernel make the group of the first socket on a port before that is connected.
+
+    Made later, it would not know that one of its sockets is, and before Linux 6.13 would have the next one take what
+    comes for the first until it is connected too. Without an address to leave from there are no groups of that kind.
+    """
+    cdef int one = 1
+    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    if fd >= 0:
+        setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))
+        bind(fd, &sa.sa, size)
+        close(fd)
+
+
 cdef int bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil:
     """Bind the guest's own port if it can be had, and the source address asked for; 0, or -1: not that address."""
     cdef sockaddr_any sa
@@ -584,14 +598,17 @@ cdef int bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil
     cdef addr_t any_
     cdef const addr_t *source = &target.source
     cdef bint v4 = addr_is_v4(&target.address)
+    cdef uint16_t *held = udp_held(w, PIF_HOST, v4, flow.key.gport)
     if addr_is_unspecified(source):
         memset(&any_, 0, sizeof(any_))
         if v4:
             addr_from_v4(&any_, 0)
         source = &any_
     size = sockaddr_fill(&sa, source, flow.key.gport, target.scope_id)
-    if (not udp_bind_port(flow, udp_held(w, PIF_HOST, v4, flow.key.gport), &sa, size, flow.key.gport)
-            and source != &any_):
+    if udp_bind_port(flow, held, &sa, size, flow.key.gport):
+        if held[0] == 1 and v4 and source != &any_:
+            begin_group(&sa, size)
+    elif source != &any_:
         size = sockaddr_fill(&sa, source, 0, target.scope_id)
         return bind(flow.fd, &sa.sa, size)
     return 0

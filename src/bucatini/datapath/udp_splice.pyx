@@ -29,14 +29,14 @@ from bucatini.datapath.room cimport room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, EPOLLIN, MSG_DONTWAIT, MSG_TRUNC, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, connect, iovec, msghdr,
-    recv, socket, socklen_t,
+    AF_INET, AF_INET6, EPOLLIN, MSG_DONTWAIT, MSG_TRUNC, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, connect, iovec,
+    msghdr, recv, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_bypass
 from bucatini.datapath.udp cimport (
-    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_bind_port, udp_close_flow, udp_held, udp_make_room, udp_make_roomy,
-    udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
+    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_bind_port, udp_close_flow, udp_held, udp_make_room,
+    udp_make_roomy, udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
 )
 from bucatini.datapath.udp_forward cimport udp_address_answer, udp_forward_at
 from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_watch
