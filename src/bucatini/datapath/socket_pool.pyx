@@ -260,7 +260,7 @@ cdef bint is_nobodys(const Request *request) noexcept nogil:
     cdef Request anywhere = request[0]
     cdef sockaddr_any sa
     cdef int one = 1
-    cdef bint free
+    cdef bint alone
     cdef int fd = new_socket(request)
     if fd < 0:
         return False
@@ -268,10 +268,10 @@ cdef bint is_nobodys(const Request *request) noexcept nogil:
     if request.version == 4:
         anywhere.address.b[10] = anywhere.address.b[11] = 0xFF
     setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))
-    free = ((request.version != 6 or setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one)) == 0)
-            and bind(fd, &sa.sa, sockaddr_fill(&sa, &anywhere.address, request.port, 0)) == 0)
+    alone = ((request.version != 6 or setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one)) == 0)
+             and bind(fd, &sa.sa, sockaddr_fill(&sa, &anywhere.address, request.port, 0)) == 0)
     close(fd)
-    return free
+    return alone
 
 
 cdef int bind_listener(Request *request) noexcept nogil:

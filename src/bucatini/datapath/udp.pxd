@@ -64,4 +64,5 @@ cdef uint32_t udp_flows(Worker *w) noexcept nogil  # how many there are
 # Sockets of ours that hold a source port, where they are (`Pif`).
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil
 # Binds a flow's socket to a port that nobody but us has, and holds it; `held`: of that port. Whether it could be had.
-cdef bint udp_bind_port(Flow *flow, uint16_t *held, const sockaddr_any *sa, socklen_t size, uint16_t port) noexcept nogil
+cdef bint udp_bind_port(Flow *flow, uint16_t *held, const sockaddr_any *sa, socklen_t size,
+                        uint16_t port) noexcept nogil
