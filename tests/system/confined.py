@@ -47,7 +47,9 @@ def command(server: socket.socket) -> None:
     """A command in a new namespace, which connects to us."""
     client = f"import socket; print(socket.create_connection(('{GATEWAY}', 7000)).recv(10).decode())"
     text = f'cat /proc/self/attr/current; echo; python3 -c "{client}"'
-    pasta = subprocess.Popen(["pasta", "--config-net", "--", "sh", "-c", text], stdout=subprocess.PIPE, text=True)
+    pasta = subprocess.Popen(
+        ["pasta", "--config-net", "-u", "7200", "--", "sh", "-c", text], stdout=subprocess.PIPE, text=True
+    )
     with server.accept()[0] as sock:
         print("pasta:", profile(pasta.pid))
         sock.sendall(b"outside")
@@ -80,7 +82,9 @@ def join(folder: Path) -> None:
 def machine(folder: Path) -> None:
     """passt, with a client; resolvers that change; and at its default path."""
     path, pid_file = folder / "passt.socket", folder / "passt.pid"
-    subprocess.run(["passt", "--socket", str(path), "--pid", str(pid_file)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        ["passt", "--socket", str(path), "-u", "7200", "--pid", str(pid_file)], check=True, stderr=subprocess.DEVNULL
+    )
     print("passt:", profile(serving(pid_file)))
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))

@@ -34,9 +34,9 @@ from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, AF_NETLINK, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLL_CTL_ADD,
     EPOLL_CTL_DEL, EPOLLIN, IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_RECVPKTINFO, IPV6_V6ONLY,
     MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, SCM_RIGHTS, SO_BINDTODEVICE, SO_OOBINLINE, SO_RCVBUF,
-    SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, bind, close,
-    cmsghdr, epoll_ctl, epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg, setsockopt,
-    socket,
+    SO_REUSEADDR, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
+    bind, close, cmsghdr, epoll_ctl, epoll_event, iovec, listen, msghdr, poll, pollfd, recv, recvmsg, send, sendmsg,
+    setsockopt, socket,
 )
 from bucatini.datapath.worker cimport REF_SOCKETS, count, count_n
 
@@ -255,6 +255,25 @@ cdef int new_socket(const Request *request) noexcept nogil:
     return fd
 
 
+cdef bint is_nobodys(const Request *request) noexcept nogil:
+    """Whether nobody but our user has a port, at any address: as `_is_nobodys` of `runtime/forwards`."""
+    cdef Request anywhere = request[0]
+    cdef sockaddr_any sa
+    cdef int one = 1
+    cdef bint alone
+    cdef int fd = new_socket(request)
+    if fd < 0:
+        return False
+    memset(&anywhere.address, 0, sizeof(addr_t))
+    if request.version == 4:
+        anywhere.address.b[10] = anywhere.address.b[11] = 0xFF
+    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))
+    alone = ((request.version != 6 or setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one)) == 0)
+             and bind(fd, &sa.sa, sockaddr_fill(&sa, &anywhere.address, request.port, 0)) == 0)
+    close(fd)
+    return alone
+
+
 cdef int bind_listener(Request *request) noexcept nogil:
     """A bound socket, listening if it is one of TCP, or -errno."""
     cdef sockaddr_any sa
@@ -262,6 +281,7 @@ cdef int bind_listener(Request *request) noexcept nogil:
     cdef int only = request.version == 6
     cdef int buffer = RECEIVE_BUFFER
     cdef bint tcp = request.protocol == PROTO_TCP
+    cdef int share
     cdef int fd = new_socket(request)
     if fd == -EAFNOSUPPORT and request.version == 0:
         request.version = 4
@@ -271,13 +291,14 @@ cdef int bind_listener(Request *request) noexcept nogil:
     if request.version == 4 and addr_is_unspecified(&request.address):
         request.address.b[10] = request.address.b[11] = 0xFF
     request.interface[15] = 0
+    share = tcp or is_nobodys(request)
     if ((request.version == 4 or setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only)) == 0)
             and (request.interface[0] == 0
                  or setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, request.interface, 16) == 0)
             and (not tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
             and bind(fd, &sa.sa, sockaddr_fill(&sa, &request.address, request.port, request.scope_id)) == 0
             and (not tcp or listen(fd, BACKLOG) == 0)
-            and (tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0)
+            and (tcp or setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &share, sizeof(share)) == 0)
             and (tcp or setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer)) == 0)
             and (tcp or setsockopt(fd, IPPROTO_IP if request.version == 4 else IPPROTO_IPV6,
                                    IP_PKTINFO if request.version == 4 else IPV6_RECVPKTINFO, &one, sizeof(one)) == 0)):

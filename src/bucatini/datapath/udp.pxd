@@ -6,7 +6,7 @@ from bucatini.datapath.flow cimport Flow, FlowKey
 from bucatini.datapath.headers cimport addr_t
 from bucatini.datapath.parse cimport FrameRef
 from bucatini.datapath.sockaddr cimport sockaddr_any
-from bucatini.datapath.syscalls cimport iovec, msghdr
+from bucatini.datapath.syscalls cimport iovec, msghdr, socklen_t
 from bucatini.datapath.worker cimport Listener, Worker
 
 cdef int udp_init(Worker *w) noexcept nogil  # reserves the batch buffers; 0 or -errno
@@ -63,3 +63,6 @@ cdef void udp_report(Worker *w, Flow *flow, msghdr *message, int size) noexcept 
 cdef uint32_t udp_flows(Worker *w) noexcept nogil  # how many there are
 # Sockets of ours that hold a source port, where they are (`Pif`).
 cdef uint16_t *udp_held(Worker *w, uint8_t pif, bint v4, uint16_t port) noexcept nogil
+# Binds a flow's socket to a port that nobody but us has, and holds it; `held`: of that port. Whether it could be had.
+cdef bint udp_bind_port(Flow *flow, uint16_t *held, const sockaddr_any *sa, socklen_t size,
+                        uint16_t port) noexcept nogil

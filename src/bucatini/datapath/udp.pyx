@@ -13,9 +13,15 @@ apart, so that they do not share cache sets; pages that no datagram has reached 
 sockets by port.
 
 Source ports. The guest's port is kept (U6). The first socket on a port, that of a forward too, is bound without
-SO_REUSEADDR, so that a port somebody else has is noticed and another is taken; then it gets the option, so that further
+SO_REUSEPORT, so that a port somebody else has is noticed and another is taken; then it gets the option, so that further
 flows of ours from the same port can share it. Two instances never share one (U5): a bind succeeds only if both sockets
-have the option at that moment.
+have the option at that moment, and belong to the same user. SO_REUSEADDR would do but for that: any user may share what
+has it, and the last to bind gets what comes. Root's forwards are given to whom it becomes (`runtime/forwards`).
+
+What the kernel makes of it. Of sockets that share a port it takes the connected one for what its peer sends
+(`begin_group`). What others send goes to one that is not connected, by a hash: the forward's, or between bind() and
+connect() that of a flow, which passes it on (`sort_out`). A connect() that chooses the address takes a socket out of
+the group, so that groups stay small.
 
 Runs. Datagrams of one flow and one size that come in one batch leave as one UDP_SEGMENT send, and arrive at the
 guest as one USO superframe. A route that does not take it (`no_segment`) gets them one by one.
@@ -60,7 +66,7 @@ from bucatini.datapath.syscalls cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EPOLLERR, EPOLLIN, IP_MULTICAST_TTL,
     IP_PKTINFO, IP_RECVERR, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, IPV6_PKTINFO, IPV6_RECVERR,
     IPV6_TCLASS, IPV6_UNICAST_HOPS, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MSG_DONTWAIT, MSG_ERRQUEUE,
-    MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_ERROR, SO_RCVBUF, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    MSG_NOSIGNAL, PROT_READ, PROT_WRITE, SO_ERROR, SO_RCVBUF, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
     SOL_SOCKET, SOL_UDP, UDP_SEGMENT, bind, close, cmsghdr, connect, getsockopt, in6_pktinfo, in_pktinfo, iovec, mmap,
     mmsghdr, msghdr, munmap, recvmmsg, recvmsg, sendmsg, setsockopt, socket, socklen_t,
 )
@@ -556,6 +562,35 @@ cdef int make_socket(Worker *w, const addr_t *peer) noexcept nogil:
     return fd
 
 
+cdef bint udp_bind_port(Flow *flow, uint16_t *held, const sockaddr_any *sa, socklen_t size,
+                        uint16_t port) noexcept nogil:
+    cdef int share = 1
+    if held[0]:
+        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEPORT, &share, sizeof(share))
+    if held[0] < 65535 and bind(flow.fd, &sa.sa, size) == 0:
+        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEPORT, &share, sizeof(share))
+        held[0] += 1
+        flow.u.udp.bound_port = port
+        return True
+    share = 0  # or the kernel might choose a port of another instance of the same user (U5)
+    setsockopt(flow.fd, SOL_SOCKET, SO_REUSEPORT, &share, sizeof(share))
+    return False
+
+
+cdef void begin_group(const sockaddr_any *sa, socklen_t size) noexcept nogil:
+    """Have the kernel make the group of the first socket on a port before that is connected.
+
+    Made later, it would not know that one of its sockets is, and before Linux 6.13 would have the next one take what
+    comes for the first until it is connected too. Without an address to leave from there are no groups of that kind.
+    """
+    cdef int one = 1
+    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    if fd >= 0:
+        setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))
+        bind(fd, &sa.sa, size)
+        close(fd)
+
+
 cdef int bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil:
     """Bind the guest's own port if it can be had, and the source address asked for; 0, or -1: not that address."""
     cdef sockaddr_any sa
@@ -564,19 +599,15 @@ cdef int bind_source(Worker *w, Flow *flow, const Target *target) noexcept nogil
     cdef const addr_t *source = &target.source
     cdef bint v4 = addr_is_v4(&target.address)
     cdef uint16_t *held = udp_held(w, PIF_HOST, v4, flow.key.gport)
-    cdef int one = 1
     if addr_is_unspecified(source):
         memset(&any_, 0, sizeof(any_))
         if v4:
             addr_from_v4(&any_, 0)
         source = &any_
-    if held[0]:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
     size = sockaddr_fill(&sa, source, flow.key.gport, target.scope_id)
-    if held[0] < 65535 and bind(flow.fd, &sa.sa, size) == 0:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
-        held[0] += 1
-        flow.u.udp.bound_port = flow.key.gport
+    if udp_bind_port(flow, held, &sa, size, flow.key.gport):
+        if held[0] == 1 and v4 and source != &any_:
+            begin_group(&sa, size)
     elif source != &any_:
         size = sockaddr_fill(&sa, source, 0, target.scope_id)
         return bind(flow.fd, &sa.sa, size)

@@ -7,9 +7,9 @@ one socket, in order, and no other socket is ever bound to the port of the forwa
 
 Runs of equal datagrams are sent at once (UDP_SEGMENT) where that goes.
 
-Source ports are kept as for flows over the tap (U6): bound first without SO_REUSEADDR, which notices a port that
-somebody else has; further sockets of ours share it. What others have sent to a socket before it was connected is thrown
-away.
+Source ports are kept as for flows over the tap (U6): bound first without SO_REUSEPORT, which notices a port that
+somebody else has; further sockets of ours share it, those of one user. What others have sent to a socket before it was
+connected is thrown away.
 
 Flows are those of `udp` but for `key.pif`: same ageing, same limits. Of a port that is closed nobody can be told: a UDP
 socket cannot send an ICMP error. Its errors are passed over (U12).
@@ -29,14 +29,14 @@ from bucatini.datapath.room cimport room_is_short
 from bucatini.datapath.sockaddr cimport sockaddr_any, sockaddr_fill, sockaddr_read
 from bucatini.datapath.socket_pool cimport sockets_take
 from bucatini.datapath.syscalls cimport (
-    AF_INET, AF_INET6, EPOLLIN, MSG_DONTWAIT, MSG_TRUNC, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
-    SOL_SOCKET, bind, connect, iovec, msghdr, recv, setsockopt, socket, socklen_t,
+    AF_INET, AF_INET6, EPOLLIN, MSG_DONTWAIT, MSG_TRUNC, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, connect, iovec,
+    msghdr, recv, socket, socklen_t,
 )
 from bucatini.datapath.timers cimport timer_arm
 from bucatini.datapath.translate cimport translate_bypass
 from bucatini.datapath.udp cimport (
-    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_close_flow, udp_held, udp_make_room, udp_make_roomy,
-    udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
+    UDP_CONTROL, UDP_SLOTS, Slot, udp_asked_address, udp_bind_port, udp_close_flow, udp_held, udp_make_room,
+    udp_make_roomy, udp_new_flow, udp_opened, udp_receive, udp_run_length, udp_segments_refused, udp_send, udp_slot,
 )
 from bucatini.datapath.udp_forward cimport udp_address_answer, udp_forward_at
 from bucatini.datapath.worker cimport count, count_n, worker_continue, worker_watch
@@ -65,18 +65,11 @@ cdef void bind_source(Worker *w, Flow *flow, uint8_t pif) noexcept nogil:
     cdef addr_t any_
     cdef socklen_t size
     cdef bint v4 = addr_is_v4(&flow.target)
-    cdef uint16_t *held = udp_held(w, pif, v4, flow.key.rport)
-    cdef int one = 1, _i
     memset(&any_, 0, sizeof(any_))
     if v4:
         addr_from_v4(&any_, 0)
-    if held[0]:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
     size = sockaddr_fill(&sa, &any_, flow.key.rport, 0)
-    if held[0] < 65535 and bind(flow.fd, &sa.sa, size) == 0:
-        setsockopt(flow.fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one))
-        held[0] += 1
-        flow.u.udp.bound_port = flow.key.rport
+    udp_bind_port(flow, udp_held(w, pif, v4, flow.key.rport), &sa, size, flow.key.rport)
 
 
 cdef int other_socket(Worker *w, uint8_t pif, bint v4) noexcept nogil:

@@ -2,8 +2,10 @@
 
 On the host a port without address goes on one dual-stack socket where both versions are on. Ports that were named must
 bind; those of all ports and of exclusion-only lists (`weak`) may be taken already, as long as one of a specification's
-could be bound; where UDP only follows TCP (`follows`) none has to be. UDP sockets are bound without SO_REUSEADDR, so
-that a port in use is noticed, and get it afterwards, so that the sockets of their flows can share the port.
+could be bound; where UDP only follows TCP (`follows`) none has to be. UDP sockets are bound without SO_REUSEPORT, so
+that a port in use is noticed, and get it afterwards, so that the sockets of their flows can share the port, and those
+of nobody else: the kernel lets one user share a port with itself. So what root has bound is given to the user that it
+becomes, who makes those of the flows (`give_to`). A port that somebody else has at another address is not shared.
 
 In the namespace (-T, -U) the maker binds: to its loopback interface, unless an address or interface was given.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import struct
 from resource import RLIMIT_NOFILE, getrlimit
 
@@ -226,6 +229,23 @@ def _scope(rule: ForwardRule, zone: str) -> int:
     return int(struct.unpack_from("16xi", answer)[0])
 
 
+def _is_nobodys(port: int, version: int) -> bool:
+    """Whether nobody but our user has a port of UDP, at any address.
+
+    Asked before a forward gets one of them: a flow of the port, bound to all, would then be let in beside the forward,
+    and the kernel looks no further.
+    """
+    with sockets.socket(sockets.AF_INET if version == 4 else sockets.AF_INET6, sockets.SOCK_DGRAM) as sock:
+        if version == 6:
+            sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, 1)
+        sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, 1)
+        try:
+            sock.bind(("0.0.0.0" if version == 4 else "::", port))
+        except OSError:
+            return False
+    return True
+
+
 def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: bool) -> Bound:
     """Bind one port; raises OSError."""
     address, _, zone = (rule.address or "").partition("%")
@@ -240,6 +260,9 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
         version = 4
         sock = sockets.socket(sockets.AF_INET, kind | sockets.SOCK_NONBLOCK)
     try:
+        share = (address in {"", "0.0.0.0", "::"} and rule.interface is None) or (
+            rule.protocol == sockets.IPPROTO_UDP and _is_nobodys(port, version)
+        )
         if version != 4:
             sock.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, version == 6)
         if freebind:
@@ -258,7 +281,7 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
         if rule.protocol == sockets.IPPROTO_TCP:
             sock.listen(BACKLOG)
         else:
-            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+            sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEPORT, share)
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER)
             if version == 4:
                 sock.setsockopt(sockets.IPPROTO_IP, IP_PKTINFO, 1)
@@ -277,6 +300,16 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
         packed(rule.to_address),
         scope,
     )
+
+
+def give_to(uid: int, gid: int, bound: Iterable[Bound]) -> None:
+    """Have what root has bound on the host belong to the user that it is about to become."""
+    for entry in bound:
+        if entry.protocol == sockets.IPPROTO_UDP and not entry.guest:
+            try:
+                os.fchown(entry.fd, uid, gid)
+            except OSError:  # a container without CAP_CHOWN: flows from the port leave from another
+                return
 
 
 def serve(path: DataPath, entry: Bound, *, bypass: bool) -> int:

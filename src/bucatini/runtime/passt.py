@@ -26,7 +26,7 @@ from bucatini.host import process
 from bucatini.host.view import look_at_host
 from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Plan, make_plan
-from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
+from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules, give_to
 from bucatini.runtime.instance import (
     SECOND_NS,
     Instance,
@@ -164,6 +164,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     capture = open_capture(settings.pcap, made)
     pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
     if uid:
+        give_to(uid, gid, bound)
         process.become(uid, gid)
     lookout = start_lookout(None, (host.nameservers, host.search), isolated=settings.isolated)
     background = withdraw(settings, pid_file, made, log, foreground=settings.foreground)

@@ -33,6 +33,7 @@ from bucatini.runtime.forwards import (
     bind_in_namespace,
     bind_on_host,
     forward_rules,
+    give_to,
     namespace_rules,
 )
 from bucatini.runtime.lookout import start_lookout
@@ -99,6 +100,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
     binder = start_binder(settings, identity)
     if identity is not None:
+        give_to(identity.uid, identity.gid, bound)
         process.become(identity.uid, identity.gid)
     lookout = -1
     if watch is not None or not settings.splice_only:

@@ -71,6 +71,21 @@ def test_the_maker_in_the_namespace_makes_what_it_is_asked_for(maker: Maker) -> 
     assert asked(maker) == [("made", 0)] * 8
 
 
+@pytest.mark.parametrize("maker", [0], indirect=True)
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_port_of_udp_is_shared_unless_somebody_has_it_at_another_address(maker: Maker, taken: bool) -> None:
+    answers: list[tuple[int, int]] = []
+    port = free_port(BELOW, BELOW + 2000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        if taken:
+            other.bind(("127.0.0.2", port))
+        address = bytes(10) + b"\xff\xff\x7f\x00\x00\x01"
+        maker.bind(lambda fd, error: answers.append((fd, error)), UDP, 4, port, address=address)
+        maker.wait()
+    with socket.socket(fileno=answers[0][0]) as made:
+        assert bool(made.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) == (not taken)
+
+
 @pytest.mark.parametrize("maker", [BELOW], indirect=True)
 def test_one_that_is_there_for_low_ports_refuses_everything_else(maker: Maker) -> None:
     assert asked(maker) == [("made", 0)] * 2 + [("refused", errno.EPERM)] * 6

@@ -134,3 +134,22 @@ def test_a_udp_port_that_was_named_must_be_bound() -> None:
         wanted = forward_rules(parse(["-u", str(port)], PASST).settings, (1, 2))
         with pytest.raises(HostError, match="cannot listen on UDP port"):
             bind_forwards(wanted, lambda rule, at: bind_on_host(rule, at, Versions(True, True), False), pytest.fail)
+
+
+@pytest.mark.parametrize(("version", "ours", "other"), [(4, "127.0.0.1", "127.0.0.2"), (6, "::1", "::ffff:127.0.0.2")])
+def test_flows_share_the_port_of_a_forward_unless_somebody_has_it_at_another_address(
+    version: int, ours: str, other: str
+) -> None:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as busy:
+        busy.bind((other, 0))
+        port = busy.getsockname()[1]
+        shared = []
+        for address in (ours, None):
+            wanted = ForwardRule(UDP, address, None, port, port, port, None, weak=False, text="")
+            if address is None:
+                busy.close()
+            with socket.socket(fileno=bind_on_host(wanted, port, Versions(True, True), False).fd) as made:
+                shared.append(made.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+    # IPv4's are not in the way of IPv6
+    assert shared == [version == 6, 1]
