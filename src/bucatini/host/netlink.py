@@ -83,6 +83,7 @@ NHA_OIF = 5
 NHA_GATEWAY = 6
 
 DUMP_TRIES = 5
+LEFT_OVER = 1 << 16  # datagrams: what the kernel left comes to an end, what the root of a namespace sends may not
 DATAGRAM = 1 << 18  # bytes; the kernel fills 32 KiB, and more only for a single message that does not fit
 
 
@@ -255,7 +256,7 @@ class Netlink:
 
         The socket is one that does not wait (`setblocking`).
         """
-        while True:
+        for _ in range(LEFT_OVER):
             try:
                 self.sock.recvfrom(DATAGRAM)
             except BlockingIOError:
