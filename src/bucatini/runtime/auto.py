@@ -259,7 +259,9 @@ class AutoForwards:
                     tries += 1
                     self.last[guest] = port
                     pauses = 0
-                    while self._add(guest, rule) and pauses < PAUSES:
+                    while self._add(guest, rule):
+                        if pauses == PAUSES:
+                            return False
                         pauses += 1
                         yield True
         return False

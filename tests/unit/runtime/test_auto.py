@@ -441,6 +441,19 @@ def test_a_maker_is_asked_for_more_as_soon_as_it_has_room(world: World) -> None:
     assert waited < SECOND
 
 
+@as_measured
+@pytest.mark.usefixtures("clock")
+def test_a_maker_that_is_silent_does_not_hold_up_what_needs_none(world: World) -> None:
+    world.maker.room = 64
+    following = world.follow((TCP, False), (TCP, True), versions=Versions(True, False))
+    world.host.bound = [listener(port, LOOPBACK4) for port in range(1, 1001)]
+    for port in range(2001, 2004):
+        world.guest.bound.append(listener(port))
+        assert sum(turns(following)) < 3 * SECOND
+        assert world.path.ports[-1] == (TCP, port)
+    assert len(world.maker.requests) == 64
+
+
 def test_what_a_maker_has_bound_is_known_for_ours_before_the_next_look(world: World) -> None:
     following = world.follow((TCP, False), (TCP, True))
     world.host.bound = [listener(631, LOOPBACK4)]
