@@ -110,8 +110,8 @@ def fuzz_netlink(data: bytes) -> None:
         _check(listeners.parse_message(6, data))
     else:
         for version in (4, 6):
-            for listener in listeners.parse_table(17, version, data.decode("ascii", "replace")):
-                _check(listener)
+            for line in data.decode("ascii", "replace").splitlines():
+                _check(listeners.parse_line(17, version, line))
 
 
 def _bodies(body: bytes) -> None:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from attack_table import Figures
+from bucatini.runtime.pasta import AUTO_LISTENERS
 from system.namespaces import DEADLINE, end, wait_until
 from system.quiet import assert_quiet, processor_time
 from system.test_soak import counters
@@ -41,6 +42,7 @@ TYPICAL = 0.05  # seconds, the median of an established connection's round trips
 # each loss is 0.2 s and more, and five in a row were seen on a busy machine (6.8 s)
 LEFT = 1 / 1000
 LEFT_AFTER = 1 / 5  # and when it is over: what the machine does besides changes as well
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
 OPENED = 5.0  # seconds for a new connection with its answer: a SYN that is lost twice comes after 1 s and 3 s
 NICE = ("nice", "-n", "19")  # for the attacker: not who wins the processor is the question, but what we do with it
 
@@ -129,8 +131,15 @@ def held_out(guest: Guest, bystander: Bystander, figures: Figures, during: list[
     assert_quiet(guest.pid, 1)
 
 
-def attack(guest: Guest, port: int, name: str, *arguments: object, seconds: float = SECONDS) -> Result:
-    """Let the guest attack, and measure what becomes of the others."""
+def attack(
+    guest: Guest,
+    port: int,
+    name: str,
+    *arguments: object,
+    seconds: float = SECONDS,
+    over: Callable[[], None] = lambda: None,
+) -> Result:
+    """Let the guest attack, and measure what becomes of the others; `over` waits until it has left nothing to do."""
     bystander = Bystander(guest, port)
     before = bystander.ask(1.0)
     memory = status(guest.pid, "VmRSS")
@@ -148,6 +157,7 @@ def attack(guest: Guest, port: int, name: str, *arguments: object, seconds: floa
     said = json.loads(process.stdout.readline())
     grown = status(guest.pid, "VmHWM") - memory
     found = moved(guest)
+    over()
     figures = Figures(
         name=name,
         per_second=(said["sent"] - said["lost"]) / said["seconds"],
@@ -366,6 +376,90 @@ def test_a_hundred_thousand_connections(pasta: Pasta, echo_port: int, record_pro
     record(record_property, Result(figures, found), "tcp_opened_guest", "flow_refused", "tcp_rst_sent")
     for listener in listeners:
         listener.close()
+
+
+LISTENERS = """
+import json, os, socket, sys, time
+seconds, first, last = float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+ports = [port for port in range(1, 65536) if not first <= port <= last]
+wanted = [('0.0.0.0', port) for port in ports] + [(f'127.{n >> 8}.{n & 255}.1', 9) for n in range(40000)]
+print('ready', flush=True)
+begin = time.monotonic()
+reader, writer = os.pipe()
+children = []
+for at in range(0, len(wanted), 19000):  # as many as one process may have
+    children.append(os.fork())
+    if not children[-1]:
+        socks = []
+        for address in wanted[at : at + 19000]:
+            sock = socket.socket()
+            try:
+                sock.bind(address)
+                sock.listen(1)
+            except OSError:
+                continue
+            socks.append(sock)
+        os.write(writer, len(socks).to_bytes(4, 'big'))
+        time.sleep(max(0, begin + seconds - time.monotonic()))
+        os._exit(0)
+bound = sum(int.from_bytes(os.read(reader, 4), 'big') for _ in children)
+took = time.monotonic() - begin
+for child in children:
+    os.waitpid(child, 0)
+print(json.dumps({'sent': bound, 'lost': 0, 'seconds': took}), flush=True)
+"""
+
+
+def test_a_guest_that_listens_on_all_ports_and_on_one_of_them_at_40000_addresses(
+    pasta: Pasta, echo_port: int, record_property: Record, tmp_path: Path
+) -> None:
+    """What forwarded itself before goes on doing so, and so does what comes after."""
+    guest = pasta.guest("--config-net", "--stats", "1", "-T", "none", "-U", "none")
+    guest.settle()
+    host = pasta.topology.host
+    guest.serve_tcp("0.0.0.0", lambda connection: connection.sendall(b"there"), port=17777)
+    answers, forwards = [], []
+
+    def bound() -> int:
+        return len(host.run("ss", "-Hlntu").stdout.splitlines())
+
+    def answered(port: int) -> bool:
+        with contextlib.suppress(ConnectionRefusedError), host.connect("127.0.0.1", port) as client:
+            return client.recv(5) == b"there"
+        return False
+
+    wait_until(lambda: answered(17777), "a forward", 2)
+    wait_until(lambda: bound() == 2, "the one of UDP, which follows")
+    original = Bystander.new
+
+    def new(self: Bystander, port: int = 7101) -> float:
+        answers.append(answered(17777))
+        forwards.append(bound())
+        return original(self, port)
+
+    def over() -> None:
+        wait_until(lambda: bound() == 2, "the end of the forwards")
+
+    script = tmp_path / "listeners.py"
+    script.write_text(LISTENERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ATTACKER", str(script))
+        patch.setattr(Bystander, "new", new)
+        result = attack(
+            guest, echo_port, "listeners on all ports, one at 40,000 addresses", "-", *EPHEMERAL, seconds=25, over=over
+        )
+    result.counters.update(forwards=max(forwards))
+    record(record_property, result, "forwards", "slow_errors", "flow_refused")
+    assert all(answers)
+    assert max(forwards) == AUTO_LISTENERS
+    assert "slow_errors" not in result.counters
+    assert result.figures.slowest < 1, "the loop stood still"
+    assert result.figures.grown < 24 << 10
+    assert sum("too many ports" in line for line in guest.output) == 1
+    assert sum("more sockets are bound" in line for line in guest.output) <= 1  # if there was time to see so many
+    guest.serve_tcp("0.0.0.0", lambda connection: connection.sendall(b"there"), port=17778)
+    wait_until(lambda: answered(17778), "a new forward", 2)
+    assert answered(17777)
 
 
 # From the network

@@ -488,6 +488,10 @@ cdef class DataPath:
         """Return the counters: name -> value."""
         return {name: self.counts[i] for i, name in enumerate(names())}
 
+    def count_slow_error(self):
+        """Count an error of the slow path that it has dealt with itself."""
+        count(&self.w, C_SLOW_ERRORS)
+
     @property
     def flows(self):
         """Flows in the table."""

@@ -2,6 +2,9 @@
 
 They are asked for by sock_diag(7), which answers for the namespace in which its socket was opened; where the kernel
 does not have it or a sandbox forbids it, read from the tables of /proc/net (proc(5)), open since the start.
+
+Whoever is in a namespace may bind as many sockets as there is memory for. So they come in parts, between which other
+things can be done, and of each kind only so many are looked at (`SOCKETS`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 INET_DIAG_SKV6ONLY = 11  # linux/inet_diag.h
 TCP_LISTEN = 10  # net/tcp_states.h
 TCP_CLOSE = 7  # what an unconnected UDP socket is in
+SOCKETS = 1 << 16  # of a protocol and IP version that are looked at: as many as there are ports
+PART = 1 << 16  # bytes of a table
 
 _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2
 _INODE = 68  # bytes into struct inet_diag_msg
@@ -35,6 +40,9 @@ TABLES = {
     (sockets.IPPROTO_UDP, 4): "udp",
     (sockets.IPPROTO_UDP, 6): "udp6",
 }
+
+
+Ports = dict[int, dict[int, int]]  # protocol -> port -> IP versions that it is bound for: 4, 6, 0 for both
 
 
 class Listener(NamedTuple):
@@ -71,23 +79,29 @@ class SocketDiag:
                 raise HostError("open a netlink socket", error.errno or 0) from None
             fd = sock.detach()
         self.netlink = Netlink(fd)
+        self.netlink.sock.setblocking(False)  # what the kernel has to say is there at once
 
     def close(self) -> None:
         """Close the socket."""
         self.netlink.close()
 
-    def listeners(self) -> list[Listener]:
-        """Return what is bound; HostError when the kernel does not say."""
-        found: list[Listener] = []
+    def parts(self) -> Iterator[list[Listener] | None]:
+        """Yield what is bound, None for a part not looked at; HostError when the kernel does not say."""
+        doing = "list bound sockets"
+        for _ in self.netlink.discard(doing):
+            yield []
         for protocol in PROTOCOLS:
             states = 1 << (TCP_LISTEN if protocol == sockets.IPPROTO_TCP else TCP_CLOSE)
             for family in (sockets.AF_INET, sockets.AF_INET6):
                 body = _REQUEST.pack(family, protocol, 0, states)
-                for message in self.netlink.dump(SOCK_DIAG_BY_FAMILY, body, "list bound sockets"):
-                    listener = parse_message(protocol, message)
-                    if listener is not None:
-                        found.append(listener)
-        return found
+                seen = 0
+                for messages, _ in self.netlink.dump_in_parts(SOCK_DIAG_BY_FAMILY, body, doing):
+                    seen += len(messages)
+                    if seen > SOCKETS:
+                        yield None  # the dump has to be read to its end all the same
+                        continue
+                    found = (parse_message(protocol, message) for message in messages)
+                    yield [listener for listener in found if listener is not None]
 
 
 def parse_message(protocol: int, message: bytes) -> Listener | None:
@@ -133,64 +147,62 @@ class ProcTables:
         for fd in self.fds.values():
             os.close(fd)
 
-    def listeners(self) -> list[Listener]:
-        """Return what is bound."""
-        found: list[Listener] = []
+    def parts(self) -> Iterator[list[Listener] | None]:
+        """Yield what is bound, None for what is not looked at; OSError when it cannot be read."""
         for (protocol, version), fd in self.fds.items():
-            found += parse_table(protocol, version, _read(fd))
-        return found
+            at = seen = 0
+            rest = b""
+            while part := os.pread(fd, PART, at):
+                at += len(part)
+                *lines, rest = (rest + part).split(b"\n")
+                parsed = (parse_line(protocol, version, line.decode("ascii", "replace")) for line in lines)
+                found = [listener for listener in parsed if listener is not None]
+                seen += len(found)
+                if seen > SOCKETS:
+                    yield None
+                    break
+                yield found
 
 
-def _read(fd: int) -> str:
-    parts = []
-    at = 0
-    while part := os.pread(fd, 1 << 16, at):
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts).decode("ascii", "replace")
-
-
-def parse_table(protocol: int, version: int, text: str) -> Iterator[Listener]:
-    """Yield what is bound according to a table of /proc/net; lines that do not fit are left out."""
+def parse_line(protocol: int, version: int, line: str) -> Listener | None:
+    """Return the socket of a line of /proc/net's tables; None when it does not fit, as their heads, or is of no use."""
     state = TCP_LISTEN if protocol == sockets.IPPROTO_TCP else TCP_CLOSE
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 10 or fields[3] != f"{state:02X}":
-            continue
-        address, _, port = fields[1].partition(":")
-        if len(address) != (8 if version == 4 else 32) or len(port) != 4:
-            continue
-        try:
-            # Words in the machine's order, and a number: int() would take signs too
-            words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
-            number, inode = int.from_bytes(bytes.fromhex(port), "big"), int(fields[9])
-        except ValueError:
-            continue
-        raw = struct.pack(f"={len(words)}I", *words)
-        if number:
-            # It does not say whether a socket of all addresses takes IPv4 too: most do
-            yield Listener(protocol, 0 if version == 6 and is_any(raw) else version, number, raw, inode)
+    fields = line.split()
+    if len(fields) < 10 or fields[3] != f"{state:02X}":
+        return None
+    address, _, port = fields[1].partition(":")
+    if len(address) != (8 if version == 4 else 32) or len(port) != 4:
+        return None
+    try:
+        # Words in the machine's order, and a number: int() would take signs too
+        words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+        number, inode = int.from_bytes(bytes.fromhex(port), "big"), int(fields[9])
+    except ValueError:
+        return None
+    if number == 0:
+        return None
+    raw = struct.pack(f"={len(words)}I", *words)
+    # It does not say whether a socket of all addresses takes IPv4 too: most do
+    return Listener(protocol, 0 if version == 6 and is_any(raw) else version, number, raw, inode)
 
 
-def ports(
-    listeners: Iterable[Listener], *, loopback: bool, others: bool, not_ours: set[int]
-) -> dict[tuple[int, int], int]:
-    """Return (protocol, port) -> IP versions that it is bound for: 4, 6, 0 for both.
+def no_ports() -> Ports:
+    """Return what `add_ports` begins with."""
+    return {protocol: {} for protocol in PROTOCOLS}
+
+
+def add_ports(found: Ports, listeners: Iterable[Listener], *, loopback: bool, others: bool, not_ours: set[int]) -> None:
+    """Add the ports of sockets, with the IP versions that they are bound for.
 
     Args:
         loopback: also what is bound to a loopback address alone.
         others: also what is bound to an address that is none of loopback.
         not_ours: inodes of sockets to leave out.
     """
-    found: dict[tuple[int, int], int] = {}
     for entry in listeners:
         if entry.inode in not_ours:
             continue
         if not is_any(entry.address) and not (loopback if is_loopback(entry.address) else others):
             continue
-        key = (entry.protocol, entry.port)
-        if key in found and found[key] != entry.version:
-            found[key] = 0
-        else:
-            found[key] = entry.version
-    return found
+        of = found[entry.protocol]
+        of[entry.port] = entry.version if of.get(entry.port, entry.version) == entry.version else 0

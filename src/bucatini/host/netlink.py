@@ -83,6 +83,7 @@ NHA_OIF = 5
 NHA_GATEWAY = 6
 
 DUMP_TRIES = 5
+LEFT_OVER = 1 << 16  # datagrams: what the kernel left comes to an end, what the root of a namespace sends may not
 DATAGRAM = 1 << 18  # bytes; the kernel fills 32 KiB, and more only for a single message that does not fit
 
 
@@ -224,20 +225,45 @@ class Netlink:
         return result
 
     def _dump(self, kind: int, body: bytes, doing: str) -> tuple[list[bytes], bool]:
-        self._send(kind, NLM_F_DUMP, body, doing)
         result: list[bytes] = []
         interrupted = False
-        while True:
+        for bodies, changed in self.dump_in_parts(kind, body, doing):
+            result += bodies
+            interrupted |= changed
+        return result, interrupted
+
+    def dump_in_parts(self, kind: int, body: bytes, doing: str) -> Iterator[tuple[list[bytes], bool]]:
+        """Yield the bodies of each datagram of a dump, and whether a change interrupted it, which is not repeated."""
+        self._send(kind, NLM_F_DUMP, body, doing)
+        done = False
+        while not done:
+            bodies: list[bytes] = []
+            interrupted = False
             for answer, flags, payload in self._messages(doing):
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if answer in (NLMSG_DONE, NLMSG_ERROR):
                     code = struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
-                    if code:
-                        if -code in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
-                            return [], False  # a kernel without it (ipv6.disable=1, no next hop objects)
+                    # A kernel may be without it (ipv6.disable=1, no next hop objects)
+                    if code and -code not in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                         raise HostError(doing, -code)
-                    return result, interrupted
-                result.append(payload)
+                    done = True
+                    break
+                bodies.append(payload)
+            yield bodies, interrupted
+
+    def discard(self, doing: str) -> Iterator[None]:
+        """Read what is left of a dump that was given up, before which no other can begin; a turn for each datagram.
+
+        The socket is one that does not wait (`setblocking`).
+        """
+        for _ in range(LEFT_OVER):
+            try:
+                self.sock.recvfrom(DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise HostError(doing, error.errno or 0) from None
+            yield
 
     # Reading
 

@@ -10,21 +10,29 @@ is bound to its loopback alone, which is not to be reached from outside (L2), un
 then from the host's loopback only. From the namespace: what the host's loopback does not reach.
 
 A port that somebody else has on the other side is tried again a second later.
+
+The guest decides how many ports there are to follow, and all of this is done between turns of the loop. So a look goes
+on over several turns if it must: `scan` does what fits into one (`TURN_NS`) and says when the next may come (`SHARE`).
+What is kept of a socket is its port. There are so many forwards and no more: those that there are stay, and while
+there is no room, nothing is bound. Where more sockets are bound than are looked at, no forward is given up for not
+having been seen. Each of these is told once.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 
 from bucatini.errors import HostError
-from bucatini.host.listeners import TABLES, ProcTables, SocketDiag, is_any, is_loopback, ports
+from bucatini.host.listeners import TABLES, Ports, ProcTables, SocketDiag, add_ports, is_any, is_loopback, no_ports
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.ports import ForwardRule, ForwardSpec
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from bucatini.datapath.loop import DataPath
     from bucatini.guest.maker import Maker
@@ -33,6 +41,12 @@ if TYPE_CHECKING:
 # syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
 
 SECOND_NS = 1_000_000_000
+TURN_NS = 4_000_000  # of our own processor time, for one turn: some 150 forwards, or 2,000 sockets looked at
+SHARE = 20  # looking for ports takes one part in so many of the time at most
+PAUSE_NS = 10_000_000  # between turns at least, when a maker has to answer
+PAUSES = 100  # that are made for its answers
+TRIES = 4096  # to bind a port, for each side, until what is bound is looked at again
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACKS = {4: "127.0.0.1", 6: "::1"}
 
@@ -53,6 +67,14 @@ class Active(NamedTuple):
 
     handle: int  # of the data path
     inode: int
+
+
+class Seen(NamedTuple):
+    """What is bound on one side."""
+
+    found: Ports
+    alone: Ports  # to its loopback alone, where that is reached
+    whole: bool  # all of it was looked at
 
 
 def followers(settings: Settings) -> list[Follower]:
@@ -84,7 +106,8 @@ def _working(fd: int | None = None) -> SocketDiag | None:
     except HostError:
         return None
     try:
-        source.listeners()
+        for _ in source.parts():
+            pass
     except HostError:
         source.close()
         return None
@@ -123,7 +146,16 @@ class AutoForwards:
         outward: list[ForwardRule],
         bound: Iterable[Bound],
         settings: Settings,
+        most: int,
+        notice: Callable[[str], None],
     ) -> None:
+        """Open what knows the bound sockets; HostError.
+
+        Args:
+            bound: what was bound at the start.
+            most: forwards that there may be at the same time.
+            notice: tells what has run out, once.
+        """
         self.wanted = wanted
         self.path = path
         self.maker = maker
@@ -131,58 +163,125 @@ class AutoForwards:
         self.versions = versions
         self.ephemeral = ephemeral
         self.settings = settings
+        self.most = most
+        self.notice = notice
         self.named = {False: inward, True: outward}
         self.ours = {False: {inode(e.fd) for e in bound if not e.guest}, True: {inode(e.fd) for e in bound if e.guest}}
         self.guest = guest_source(maker) if any(not follower.guest for follower in wanted) else None
         self.host = host_source() if any(follower.guest for follower in wanted) else None
         self.active: dict[tuple[bool, ForwardRule], Active] = {}
         self.asked: set[tuple[bool, ForwardRule]] = set()
+        self.look: Iterator[bool] | None = None  # that is under way
+        self.full = False  # nothing more could be bound or served
+        self.last = {False: 0, True: 0}  # port that was tried
 
-    def scan(self) -> None:
-        """Look what has changed, and follow."""
-        desired: set[tuple[bool, ForwardRule]] = set()
-        for guest, source in ((False, self.guest), (True, self.host)):
-            if source is None:
-                continue
-            # What is bound on the other side: the namespace's for forwards on the host
-            ours = self.ours[not guest]
-            listeners = source.listeners()
-            found = ports(listeners, loopback=guest, others=not guest, not_ours=ours)
-            local: dict[tuple[int, int], int] = {}
-            if not guest and self.settings.host_lo_to_ns_lo:
-                alone = [entry for entry in listeners if not is_any(entry.address) and is_loopback(entry.address)]
-                local = ports(alone, loopback=True, others=False, not_ours=ours)
+    def scan(self) -> int:
+        """Look what has changed, and follow, as far as one turn may take; returns ns until the next one.
+
+        The time is that of our own thread: what the kernel gave to somebody else is not taken for work.
+        """
+        look, self.look = self.look or self._look(), None  # one that fails is begun anew
+        begin = time.thread_time_ns()
+        for wait in look:
+            took = time.thread_time_ns() - begin
+            if wait or took >= TURN_NS:
+                self.look = look
+                return max(PAUSE_NS, SHARE * took)
+        return max(SECOND_NS, SHARE * (time.thread_time_ns() - begin))
+
+    def _look(self) -> Iterator[bool]:
+        """Look at both sides, and follow; yields wherever the turn may end, and True where it has to."""
+        unfinished = True
+        while unfinished:
+            pauses = 0
+            while self.asked and pauses < PAUSES:  # else what was asked for could be seen before we know it for ours
+                pauses += 1
+                yield True
+            seen: dict[bool, Seen] = {}
+            for guest, source in ((False, self.guest), (True, self.host)):
+                if source is not None:
+                    seen[guest] = yield from self._see(guest, source)
+            for key in list(self.active):
+                yield False
+                if key in self.active and self._is_gone(key, seen[key[0]]):
+                    self._drop(key)
+            self.full = False
+            unfinished = False
+            for guest, side in seen.items():
+                unfinished |= yield from self._follow(guest, side)
+
+    def _see(self, guest: bool, source: Source) -> Generator[bool, None, Seen]:
+        """Read what is bound on the other side: the namespace's for forwards on the host."""
+        found, alone = no_ports(), no_ports()
+        whole = True
+        ours = self.ours[not guest]
+        local = not guest and self.settings.host_lo_to_ns_lo
+        for part in source.parts():
+            if part is None:
+                whole = False
+                self.notice("sockets")
+            else:
+                usable = [entry for entry in part if not self.ephemeral[0] <= entry.port <= self.ephemeral[1]]
+                add_ports(found, usable, loopback=guest, others=not guest, not_ours=ours)
+                if local:
+                    usable = [entry for entry in usable if not is_any(entry.address) and is_loopback(entry.address)]
+                    add_ports(alone, usable, loopback=True, others=False, not_ours=ours)
+            yield False
+        return Seen(found, alone, whole)
+
+    def _is_gone(self, key: tuple[bool, ForwardRule], seen: Seen) -> bool:
+        """Whether there is no reason any more for a forward."""
+        guest, rule = key
+        return seen.whole and not any(
+            rule in self._rules(follower, rule.first, seen)
+            for follower in self.wanted
+            if follower.guest == guest and follower.protocol == rule.protocol
+        )
+
+    def _follow(self, guest: bool, seen: Seen) -> Generator[bool, None, bool]:
+        """Add what is new, beginning behind the last port that was tried; returns whether that was not all."""
+        tries = 0
+        last = self.last[guest]
+        both = (*seen.found.values(), *seen.alone.values())
+        for port in sorted({port for of in both for port in of}, key=lambda port: (port - last - 1) % (1 << 16)):
+            yield False
+            if tries >= TRIES:
+                return True
             for follower in self.wanted:
-                if follower.guest == guest:
-                    desired |= {(guest, rule) for rule in self._rules(follower, found, ANY)}
-                    left = {key: version for key, version in local.items() if key not in found}
-                    desired |= {(guest, rule) for rule in self._rules(follower, left, LOOPBACKS)}
-        for key in self.active.keys() - desired:
-            self._drop(key)
-        for guest, rule in sorted(desired - self.active.keys(), key=lambda entry: (entry[0], entry[1].first)):
-            self._add(guest, rule)
+                if follower.guest != guest:
+                    continue
+                for rule in self._rules(follower, port, seen):
+                    if (guest, rule) in self.active or (guest, rule) in self.asked:
+                        continue
+                    if self.full or len(self.active) + len(self.asked) >= self.most:
+                        self.notice("forwards")
+                        return False
+                    tries += 1
+                    self.last[guest] = port
+                    pauses = 0
+                    while self._add(guest, rule):
+                        if pauses == PAUSES:
+                            return False
+                        pauses += 1
+                        yield True
+        return False
 
-    def _rules(
-        self, follower: Follower, found: dict[tuple[int, int], int], address_of: dict[int, str]
-    ) -> Iterable[ForwardRule]:
-        """Return the forwards that an `auto` makes of the ports found."""
-        spec = follower.spec
-        mine = {port: version for (protocol, port), version in found.items() if protocol == follower.protocol}
-        if follower.protocol == sockets.IPPROTO_UDP:  # as for ports that were named: HTTP/3 has the port of HTTP
-            for (_, port), version in found.items():
-                mine.setdefault(port, version)
-        for port, version in mine.items():
-            if self.ephemeral[0] <= port <= self.ephemeral[1]:
-                continue
-            if any(low <= port <= high for low, high in spec.excluded):
-                continue
-            named = self.named[follower.guest]
-            if any(rule.protocol == follower.protocol and rule.first <= port <= rule.last for rule in named):
-                continue
-            for address in self._addresses(spec, version, address_of):
-                yield ForwardRule(
-                    follower.protocol, address, spec.interface, port, port, port, None, weak=True, text=spec.text
-                )
+    def _rules(self, follower: Follower, port: int, seen: Seen) -> list[ForwardRule]:
+        """Return the forwards that an `auto` makes of a port."""
+        protocol, _, spec = follower
+        version, address_of = _version(seen.found, protocol, port), ANY
+        if version is None:
+            version, address_of = _version(seen.alone, protocol, port), LOOPBACKS
+        if version is None:
+            return []
+        if any(low <= port <= high for low, high in spec.excluded):
+            return []
+        if any(rule.protocol == protocol and rule.first <= port <= rule.last for rule in self.named[follower.guest]):
+            return []
+        return [
+            ForwardRule(protocol, address, spec.interface, port, port, port, None, weak=True, text=spec.text)
+            for address in self._addresses(spec, version, address_of)
+        ]
 
     def _addresses(self, spec: ForwardSpec, version: int, address_of: dict[int, str]) -> list[str | None]:
         """Return what to bind for a port that is bound for an IP version (0: both)."""
@@ -199,41 +298,62 @@ class AutoForwards:
         self.path.remove_listener(active.handle)
         self.ours[key[0]].discard(active.inode)
 
-    def _add(self, guest: bool, rule: ForwardRule) -> None:
+    def _add(self, guest: bool, rule: ForwardRule) -> bool:
+        """Bind a port, or have a maker bind it; returns whether that has no room for the request now."""
         if guest:
-            if self._ask(self.maker, guest, rule):
-                ask_in_namespace(rule, rule.first, self.versions, self.maker, lambda fd, _: self._made(True, rule, fd))
-            return
+            return self._ask(self.maker, guest, rule)
         try:
             entry = bind_on_host(rule, rule.first, self.versions, self.settings.freebind)
         except PermissionError:
-            if self.binder is not None and self._ask(self.binder, guest, rule):
-                ask_on_host(rule, rule.first, self.versions, self.binder, lambda fd, _: self._made(False, rule, fd))
-        except OSError:
-            return
+            return self.binder is not None and self._ask(self.binder, guest, rule)
+        except OSError as error:
+            self.full |= error.errno in NO_ROOM
         else:
             self._serve(rule, entry)
+        return False
 
     def _ask(self, maker: Maker, guest: bool, rule: ForwardRule) -> bool:
-        """Whether to ask a maker for this port now."""
-        if (guest, rule) in self.asked or not maker.has_room():
-            return False
-        self.asked.add((guest, rule))
-        return True
+        """Have a maker bind a port; returns whether it has no room for the request now."""
+        if not maker.has_room():
+            return not maker.gone
+        key = guest, rule
+        self.asked.add(key)
+        ask = ask_in_namespace if guest else ask_on_host
+        try:
+            ask(rule, rule.first, self.versions, maker, lambda fd, _: self._made(guest, rule, fd))
+        except OSError:  # the interface is gone
+            self.asked.discard(key)
+        return False
 
     def _made(self, guest: bool, rule: ForwardRule, fd: int) -> None:
         self.asked.discard((guest, rule))
-        if fd >= 0:
-            self._serve(rule, made_by(rule, rule.first, self.versions, fd, guest=guest))
+        if fd < 0:
+            return
+        try:
+            entry = made_by(rule, rule.first, self.versions, fd, guest=guest)
+        except OSError:  # the interface is gone
+            os.close(fd)
+        else:
+            self._serve(rule, entry)
 
     def _serve(self, rule: ForwardRule, entry: Bound) -> None:
         try:
             handle = serve(self.path, entry, bypass=self.settings.bypass)
         except OSError:  # as many as there may be
+            self.full = True
             os.close(entry.fd)
             return
         self.active[entry.guest, rule] = Active(handle, inode(entry.fd))
         self.ours[entry.guest].add(inode(entry.fd))
+
+
+def _version(of: Ports, protocol: int, port: int) -> int | None:
+    """Return the IP versions for which to forward a port, None: it is not to be.
+
+    UDP as for ports that were named: HTTP/3 has the port of HTTP.
+    """
+    version = of[protocol].get(port)
+    return of[sockets.IPPROTO_TCP].get(port) if version is None and protocol == sockets.IPPROTO_UDP else version
 
 
 def inode(fd: int) -> int:

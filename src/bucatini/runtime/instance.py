@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 # syscalls pasta: wait4
 
 SECOND_NS = 1_000_000_000
-SCAN_SHARE = 20  # looking for ports takes one part in so many of the time at most
 SO_PEEK_OFF = 42  # asm-generic/socket.h
 NOTICES = {
     "flows": "the table of flows is full: what is not in use gives way, else new ones are refused",
     "descriptors": "file descriptors have run out (ulimit -n): what is unused gives way, else new flows are refused",
     "half-open": "too many connections or pings wait for an answer: the oldest of them give way",
     "data-after-fin": "the guest sends data behind the end of a connection: it is ignored",
+    "forwards": "too many ports are to forward themselves: those that do stay, others wait for room",
+    "sockets": "more sockets are bound than are looked at for ports that forward themselves: no forward ends meanwhile",
 }
 
 
@@ -138,8 +139,9 @@ class Instance:
         bound: list[Bound],
         versions: Versions,
         ephemeral: tuple[int, int],
+        most: int,
     ) -> None:
-        """Follow the ports that are bound, where asked to."""
+        """Follow the ports that are bound, where asked to, with so many forwards at most."""
         from bucatini.runtime.auto import AutoForwards, followers
 
         wanted = followers(self.settings)
@@ -156,6 +158,8 @@ class Instance:
             outward=outward,
             bound=bound,
             settings=self.settings,
+            most=most,
+            notice=self.on_notice,
         )
         self.next_scan = 1  # at once
         self.path.set_slow_path(self)
@@ -220,9 +224,12 @@ class Instance:
             self.next_stats = now + (self.settings.stats or 1) * SECOND_NS
             self.show_counters()
         if self.next_scan and now >= self.next_scan and self.auto is not None:
-            self.auto.scan()
-            took = time.monotonic_ns() - now
-            self.next_scan = now + took + max(SECOND_NS - took, SCAN_SHARE * took)
+            self.next_scan = now + SECOND_NS  # if it fails
+            try:
+                self.next_scan = now + self.auto.scan()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the services go on
+                self.path.count_slow_error()
+                self.log.warn_once("scan", f"cannot look for ports that forward themselves: {error}")
         if self.responder is None:
             return []
         due = self.responder.next_timeout()

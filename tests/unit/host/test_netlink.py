@@ -42,6 +42,24 @@ def test_answers_to_another_request_are_passed_over() -> None:
     assert len(list(messages(data, 7))) == 1
 
 
+def test_what_is_read_away_before_a_dump_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    with theirs:
+        reader = netlink.Netlink(ours.detach())
+        for _ in range(3):
+            theirs.send(b"left over")
+        assert len(list(reader.discard("read"))) == 3
+        assert list(reader.discard("read")) == []
+        monkeypatch.setattr(netlink, "LEFT_OVER", 5)
+        theirs.send(b"first")
+        for read in reader.discard("read"):
+            theirs.send(b"and always another")
+            assert read is None
+        assert len(list(reader.discard("read"))) == 1
+        reader.close()
+
+
 @given(st.binary(max_size=200), st.integers(0, 0xFFFFFFFF), st.sampled_from(FAMILIES))
 def test_no_bytes_upset_the_readers(data: bytes, sequence: int, family: int) -> None:
     for _, _, body in messages(data, sequence):
