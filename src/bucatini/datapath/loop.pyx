@@ -37,6 +37,7 @@ from bucatini.datapath.icmp cimport icmp_event, icmp_frame, icmp_timer
 from bucatini.datapath.link cimport LINK_BATCH, LINK_TSO, LINK_USO, Frame, Link
 from bucatini.datapath.link_stream cimport stream_attach, stream_close, stream_open, stream_rest
 from bucatini.datapath.link_tap cimport tap_close, tap_open
+from bucatini.datapath.moved cimport let_go_of_moved
 from bucatini.datapath.parse cimport KIND_ECHO, KIND_FRAGMENT, KIND_TCP, KIND_UDP, FrameRef, parse_frame
 from bucatini.datapath.reassemble cimport reassemble, reassemble_free, reassemble_init
 from bucatini.datapath.socket_pool cimport sockets_event, sockets_free, sockets_open
@@ -303,6 +304,17 @@ cdef class DataPath:
         parse_address(&f.dns_forward, dns_forward)
         parse_address(&f.dns_host, dns_host)
         parse_address(&f.resolver_gateway, resolver_gateway)
+
+    def host_address(self, int version, bytes address, *, int scope_id):
+        """Change the host's own address and the interface of link-local destinations; lets go of what left from others.
+
+        Args:
+            address: 16 bytes.
+        """
+        cdef Family *f = &self.w.v4 if version == 4 else &self.w.v6
+        parse_address(&f.host, address)
+        f.scope_id = scope_id
+        let_go_of_moved(&self.w)
 
     def guest_mac(self, bytes mac):
         """Tell the guest's MAC address before it has spoken; its link-local address follows (RFC 4291 appendix A)."""

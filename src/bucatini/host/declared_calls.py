@@ -14,7 +14,7 @@ DECLARED: dict[str, tuple[str, ...]] = {
         "write",
     ),
     "lookout": (
-        "openat", "stat",
+        "openat", "recvfrom", "sendto", "stat",
     ),
     "maker": (
         "bind", "listen", "openat", "recvfrom", "recvmsg", "sendmsg", "sendto", "setsockopt", "socket",
@@ -29,7 +29,8 @@ DECLARED: dict[str, tuple[str, ...]] = {
     ),
     "serve": (
         "accept4", "bind", "close", "connect", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait",
-        "eventfd2", "fstat", "ftruncate", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll", "pread64", "read",
-        "recvfrom", "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "write",
+        "eventfd2", "fstat", "ftruncate", "getsockname", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll",
+        "pread64", "read", "recvfrom", "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket",
+        "write",
     ),
 }

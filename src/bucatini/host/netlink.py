@@ -36,10 +36,17 @@ NLMSG_DONE = 3
 RTM_NEWLINK = 16  # linux/rtnetlink.h
 RTM_GETLINK = 18
 RTM_NEWADDR = 20
+RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_GETNEXTHOP = 106
+
+RTMGRP_IPV4_IFADDR = 0x10
+RTMGRP_IPV4_ROUTE = 0x40
+RTMGRP_IPV6_IFADDR = 0x100
+RTMGRP_IPV6_ROUTE = 0x400
 
 IFLA_ADDRESS = 1  # linux/if_link.h
 IFLA_IFNAME = 3
@@ -163,6 +170,42 @@ def messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
         if answered == sequence:
             yield kind, flags, data[at + 16 : at + length]
         at += (length + 3) & ~3
+
+
+class Changes:
+    """Hears when addresses and default routes change, in the namespace it is made in (rtnetlink(7))."""
+
+    BATCH = 256  # messages taken at a time
+
+    def __init__(self) -> None:
+        groups = RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
+        kind = sockets.SOCK_RAW | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC
+        try:
+            self.sock = sockets.socket(sockets.AF_NETLINK, kind, NETLINK_ROUTE)
+            self.sock.bind((0, groups))
+        except OSError as error:
+            raise HostError("open a netlink socket", error.errno or 0) from None
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def seen(self) -> bool:
+        """Take what there is; whether any of it was such a change."""
+        found = False
+        for _ in range(self.BATCH):
+            try:
+                data = self.sock.recv(DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # messages were lost
+                    raise
+                found = True
+                continue
+            for kind, _, body in messages(data, 0):
+                default = kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(body) > 1 and body[1] == 0  # rtm_dst_len
+                found |= default or kind in (RTM_NEWADDR, RTM_DELADDR)
+        return found
 
 
 class Netlink:

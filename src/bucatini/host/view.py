@@ -2,6 +2,8 @@
 
 The template is the interface asked for, else that of the default route with the lowest metric, else the first one with
 any route; with none, the version is in local mode (`HostFamily.ifindex` 0). Nothing here changes the host.
+
+A host may move from one network to another, or get its first one late: `HostWatch` knows what is its own (D15, D16).
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import errno
 from bucatini.errors import UsageError
 from bucatini.host import netlink, resolv
 from bucatini.lean import sockets
-from bucatini.lean.record import TYPE_CHECKING
-from bucatini.plan.plan import Address, HostFamily, HostView, Route
+from bucatini.lean.record import TYPE_CHECKING, NamedTuple
+from bucatini.plan.plan import Address, HostFamily, HostView, Route, host_address
 
 if TYPE_CHECKING:
     from bucatini.plan.settings import Settings
+
+# syscalls lookout: sendto recvfrom
 
 SCOPE_HOST = 254  # linux/rtnetlink.h
 
@@ -30,11 +34,7 @@ def look_at_host(settings: Settings) -> HostView:
     link = netlink.Netlink()
     try:
         links = {info.ifindex: info for info in link.links()}
-        v4 = v6 = None
-        if not settings.ipv6_only:
-            v4 = _family(link, sockets.AF_INET, links, settings.interface or settings.outbound_if4)
-        if not settings.ipv4_only and has_ipv6():
-            v6 = _family(link, sockets.AF_INET6, links, settings.interface or settings.outbound_if6)
+        v4, v6 = _families(link, links, settings, ipv6=has_ipv6())
     finally:
         link.close()
     for option, name in (
@@ -72,6 +72,54 @@ def _usable(family: int, address: Address) -> bool:
 def _counts(family: int, route: Route) -> bool:
     """Whether a route says that the interface leads somewhere."""
     return family == sockets.AF_INET or route.destination is None or not route.destination.startswith(("fe80", "ff"))
+
+
+def _families(
+    link: netlink.Netlink, links: dict[int, netlink.LinkInfo], settings: Settings, *, ipv6: bool
+) -> tuple[HostFamily | None, HostFamily | None]:
+    """Return the templates of IPv4 and IPv6, None for what is off."""
+    v4 = v6 = None
+    if not settings.ipv6_only:
+        v4 = _family(link, sockets.AF_INET, links, settings.interface or settings.outbound_if4)
+    if not settings.ipv4_only and ipv6:
+        v6 = _family(link, sockets.AF_INET6, links, settings.interface or settings.outbound_if6)
+    return v4, v6
+
+
+class Own(NamedTuple):
+    """What is the host's own, of one IP version."""
+
+    address: str  # empty: there is none
+    ifindex: int  # of the template interface, 0: there is none
+
+
+NOTHING = Own("", 0)
+
+
+def own(family: HostFamily | None) -> Own:
+    """Return what is the host's own according to a template."""
+    return NOTHING if family is None else Own(host_address(family) or "", family.ifindex)
+
+
+class HostWatch:
+    """Knows when the host's own addresses may have changed, and what they are."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open what is needed; HostError."""
+        self.settings = settings
+        self.ipv6 = has_ipv6()
+        self.changes = netlink.Changes()
+        self.link = netlink.Netlink()
+
+    def held(self) -> set[int]:
+        """The descriptors."""
+        return {self.changes.fileno(), self.link.sock.fileno()}
+
+    def look(self) -> tuple[Own, Own]:
+        """Return what is the host's own now, of IPv4 and IPv6; HostError."""
+        links = {info.ifindex: info for info in self.link.links()}
+        v4, v6 = _families(self.link, links, self.settings, ipv6=self.ipv6)
+        return own(v4), own(v6)
 
 
 def _family(link: netlink.Netlink, family: int, links: dict[int, netlink.LinkInfo], wanted: str | None) -> HostFamily:

@@ -239,9 +239,9 @@ def _names(
     return _Names(tuple(announced), resolver, forward)
 
 
-def _host_address(family: HostFamily) -> str | None:
-    """Return the address of the host that lasts: not a temporary one (RFC 8981) where there are others."""
-    lasting = [a for a in family.addresses if not a.flags & IFA_F_TEMPORARY]
+def host_address(family: HostFamily) -> str | None:
+    """Return the address of the host that lasts: not a temporary one of IPv6 (RFC 8981) where there are others."""
+    lasting = [a for a in family.addresses if not _is_v6(a.address) or not a.flags & IFA_F_TEMPORARY]
     return next((a.address for a in lasting or family.addresses), None)
 
 
@@ -311,7 +311,7 @@ def _plan4(settings: Settings, host: HostView, family: HostFamily, warnings: lis
         scope_ifindex=family.ifindex,
         map_host_loopback=mapped,
         map_guest_addr=_one(settings.map_guest_addr, False),
-        host_address=first.address if first is not None else None,
+        host_address=host_address(family),
         dns_forward=names.forward,
         dns_host=names.host,
         dns=names.announced,
@@ -359,7 +359,7 @@ def _plan6(settings: Settings, host: HostView, family: HostFamily, our_mac: byte
         scope_ifindex=family.ifindex,
         map_host_loopback=mapped,
         map_guest_addr=_one(settings.map_guest_addr, True),
-        host_address=_host_address(family),
+        host_address=host_address(family),
         dns_forward=names.forward,
         dns_host=names.host,
         dns=names.announced,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.host.process import Made, PidFile
     from bucatini.host.resolv import Resolvers
+    from bucatini.host.view import Own
     from bucatini.plan.ports import ForwardRule
     from bucatini.plan.settings import Settings
     from bucatini.runtime.auto import AutoForwards
@@ -165,9 +166,9 @@ class Instance:
         self.path.set_slow_path(self)
 
     def follow_lookout(self, fd: int, host: HostView) -> None:
-        """Hear from the lookout: the end of the namespace, and the host's resolvers of the day (D3)."""
+        """Hear from the lookout: the end of the namespace, the host's resolvers and addresses of the day (D3, D15)."""
         self.host = host
-        lookout = Lookout(fd, self.on_gone, self.on_resolvers)
+        lookout = Lookout(fd, self.on_gone, self.on_resolvers, self.on_addresses)
 
         def readable() -> None:
             if not lookout.on_readable():
@@ -205,6 +206,13 @@ class Instance:
             if looking:
                 self.find_guest()
         self.log.info(f"{resolv.PATH} has changed: resolvers {', '.join(servers)}")
+
+    def on_addresses(self, v4: Own, v6: Own) -> None:
+        """Use the addresses that the host has now; with none, the ones that it had."""
+        for version, family, found in ((4, self.plan.v4, v4), (6, self.plan.v6, v6)):
+            if family is not None and found.address:
+                self.path.host_address(version, packed(found.address), scope_id=found.ifindex)
+                self.log.info(f"the host's address is {found.address}")
 
     # The slow path, as `DataPath` calls it
 

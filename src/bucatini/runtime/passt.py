@@ -166,7 +166,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     if uid:
         give_to(uid, gid, bound)
         process.become(uid, gid)
-    lookout = start_lookout(None, (host.nameservers, host.search), isolated=settings.isolated)
+    lookout = start_lookout(None, settings, host)
     background = withdraw(settings, pid_file, made, log, foreground=settings.foreground)
     describe(plan, bound, log)
     instance = Instance(settings, plan, log, max(1, len(bound)))

@@ -104,7 +104,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         process.become(identity.uid, identity.gid)
     lookout = -1
     if watch is not None or not settings.splice_only:
-        lookout = start_lookout(watch, (host.nameservers, host.search), isolated=settings.isolated)
+        lookout = start_lookout(watch, settings, host)
     background = running.withdraw(settings, pid_file, made, log, foreground=settings.foreground or spawning)
     describe(plan, guest, bound, log)
     automatic = min(AUTO_LISTENERS, files // AUTO_SHARE) if settings.is_automatic() else 0

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
 from bucatini.errors import HostError
 from bucatini.guest import maker
 from bucatini.host import isolation
+from bucatini.host.view import NOTHING, HostWatch, Own
 from bucatini.lean import sockets
 from bucatini.runtime import lookout
 
@@ -23,12 +25,13 @@ def test_a_lookout_that_is_confined_tells_of_what_changes(pipe: tuple[int, int])
     reader, writer = pipe
     told: list[object] = []
     isolation.tell_confined(writer)
-    end = lookout.Lookout(reader, lambda: told.append("gone"), told.append)
+    end = lookout.Lookout(reader, lambda: told.append("gone"), told.append, lambda *found: told.append(found))
     os.write(writer, lookout.packed((("192.0.2.1", "2001:db8::1"), ("example.org",))))
+    os.write(writer, lookout.packed_addresses((Own("192.0.2.2", 3), NOTHING)))
     os.write(writer, lookout.GONE)
     os.set_blocking(reader, False)
     assert end.on_readable()
-    assert told == [(("192.0.2.1", "2001:db8::1"), ("example.org",)), "gone"]
+    assert told == [(("192.0.2.1", "2001:db8::1"), ("example.org",)), (Own("192.0.2.2", 3), Own("", 0)), "gone"]
     os.close(writer)
     assert not end.on_readable()
 
@@ -36,14 +39,74 @@ def test_a_lookout_that_is_confined_tells_of_what_changes(pipe: tuple[int, int])
 def test_a_lookout_that_ends_instead_is_an_error(pipe: tuple[int, int]) -> None:
     os.close(pipe[1])
     with pytest.raises(HostError, match="confine the process that watches files"):
-        lookout.Lookout(pipe[0], lambda: None, lambda resolvers: None)
+        lookout.Lookout(pipe[0], lambda: None, lambda resolvers: None, lambda v4, v6: None)
 
 
 def test_a_lookout_that_does_not_answer_is_an_error(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "CONFINED_MS", 10)
     with pytest.raises(HostError, match="timed out"):
-        lookout.Lookout(pipe[0], lambda: None, lambda resolvers: None)
+        lookout.Lookout(pipe[0], lambda: None, lambda resolvers: None, lambda v4, v6: None)
     os.close(pipe[1])
+
+
+class Host:
+    """A host that changes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = (Own("192.0.2.2", 2), NOTHING)
+        self.news = False
+        self.looks = 0
+        self.changes = self
+
+    def seen(self) -> bool:
+        news, self.news = self.news, False
+        return news
+
+    def look(self) -> tuple[Own, Own]:
+        self.looks += 1
+        if self.looks == 3:
+            raise HostError("list interfaces", 12)
+        return self.now
+
+
+def test_the_hosts_addresses_are_looked_at_when_changes_have_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    monkeypatch.setattr(lookout.time, "monotonic", lambda: 0.0)  # looking takes no time
+    follow = lookout.Addresses(cast("HostWatch", host), host.now)
+    assert follow.wait(10) == 1  # at once: they may have changed before somebody listened
+    assert follow.changed(10) is None
+    assert host.looks == 1
+    assert follow.wait(10) is None
+    host.now = (Own("203.0.113.5", 3), NOTHING)
+    assert follow.changed(11) is None  # nobody has said that there is anything
+    host.news = True
+    assert follow.changed(12) is None
+    host.news = True
+    assert follow.changed(12.1) is None
+    assert follow.wait(12.2) in (100, 101)
+    assert follow.changed(12.29) is None
+    assert host.looks == 1
+    assert follow.changed(12.31) == host.now
+    assert host.looks == 2
+    # A look that fails changes nothing, and the next one is as any other
+    host.now = (NOTHING, NOTHING)
+    for at, found in ((20, None), (30, host.now)):
+        host.news = True
+        assert follow.changed(at) is None
+        assert follow.changed(at + 1) == found
+
+
+def test_looking_takes_one_part_in_twenty_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    follow = lookout.Addresses(cast("HostWatch", host), host.now)
+    monkeypatch.setattr(lookout.time, "monotonic", lambda: 13.0)  # it took three seconds
+    assert follow.changed(10) is None
+    host.news = True
+    assert follow.changed(13) is None
+    assert follow.changed(69) is None
+    assert host.looks == 1
+    assert follow.changed(70) is None
+    assert host.looks == 2
 
 
 @pytest.mark.parametrize("message", [b"", b"-"])
