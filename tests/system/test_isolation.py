@@ -394,6 +394,7 @@ PROFILES = [
     ("common", "serve", "pasta", "auto"),
     ("common", "serve", "passt"),
     ("common", "maker"),
+    ("common", "binder"),
     ("common", "lookout"),
 ]
 

@@ -17,6 +17,8 @@ import time
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 
+# syscalls passt: ioctl setsockopt poll ppoll
+
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
 TURN = 1.0  # seconds to wait for other starts at most: anybody may lock a folder that he can read

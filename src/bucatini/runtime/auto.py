@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.plan.settings import Settings
 
-# syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
+# syscalls auto: fstat newfstatat close
 
 SECOND_NS = 1_000_000_000
 ANY = {4: "0.0.0.0", 6: "::"}
