@@ -121,7 +121,7 @@ def seal(*profiles: str, bind: bool, signal: bool = False, read: bool = False) -
     """
     version = landlock.restrict(bind=bind, signal=signal, read=read)
     seccomp.install("common", *profiles)
-    sys.audit("bucatini.sealed")
+    sys.audit("bucatini.sealed", *profiles)
     return version
 
 
