@@ -57,6 +57,7 @@ def main(mode: int, runner: Callable[[], Run]) -> int:
     from bucatini.runtime import log as logs
 
     spawning = mode == PASTA and settings.target_pid is None and settings.netns is None
+    log = None
     try:
         run = runner()
         log = logs.Log(
@@ -69,15 +70,36 @@ def main(mode: int, runner: Callable[[], Run]) -> int:
             name=name,
         )
         status = run(settings, log, time.monotonic_ns)
-    except (BucatiniError, ModuleNotFoundError, OSError) as error:
-        # An OSError as it is: no process, no descriptor, no memory is left for a start
-        text = f"cannot start: {error.strerror}" if isinstance(error, OSError) else str(error)
-        if isinstance(error, ModuleNotFoundError):
-            if not str(error.name).startswith("bucatini.datapath"):
-                raise
-            text = "the compiled packet path is missing: run 'make build'"
-        sys.stderr.write(f"{name}: {text}\n")
-        sys.stderr.flush()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the interpreter: see `told`
         status = 1
+        text, *places = told(error, logs.printable)
+        lines = [f"{name}: {text}", *(places if settings.debug or settings.trace else ())]
+        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.flush()
+        if log is not None:  # in the background nobody hears the other
+            log.stderr = False
+            log.error(text)
     # Everything is written; what Python would do on its way out costs milliseconds
     os._exit(status)
+
+
+def told(error: Exception, printable: Callable[[str], str]) -> list[str]:
+    """Return what to say about an error that ends the program: a line, and for a mistake of ours how it came to that.
+
+    Inside the wall (`host/isolation`) the interpreter's own report would be the end: it opens the sources.
+    """
+    if isinstance(error, BucatiniError):
+        return [str(error)]
+    if isinstance(error, OSError):  # no process, no descriptor, no memory is left for a start
+        return [f"cannot start: {error.strerror}"]
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("bucatini.datapath"):
+        return ["the compiled packet path is missing: run 'make build'"]
+    places = []
+    where = ""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        where = f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}"
+        places.append(f"  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return [printable(f"unexpected {type(error).__name__} at {where}: {error}"), *places]

@@ -7,7 +7,7 @@ nothing to complain about. A capture that cannot be written ends; the traffic go
 The trace takes the GIL for each frame: it is for looking, not for speed.
 """
 
-# syscalls serve: write
+# syscalls serve: write clock_gettime
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset

@@ -8,6 +8,8 @@ A frame that is to be overtaken is copied and waits; `wake_at` of the link says 
 that the receiver has a chance to notice; the Ethernet header stays, as a card would have dropped the frame.
 """
 
+# syscalls serve: clock_gettime
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 

@@ -12,7 +12,8 @@ go on. A turn has a bound too, whatever waits: frames of one batch (or `TURN`), 
 want to go on, `TIMERS` timers.
 """
 
-# syscalls serve: epoll_wait epoll_pwait epoll_pwait2 epoll_ctl close eventfd2
+# syscalls serve: epoll_wait epoll_pwait epoll_ctl close eventfd2 clock_gettime
+# syscalls pasta: epoll_pwait2
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

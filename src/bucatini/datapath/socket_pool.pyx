@@ -21,7 +21,10 @@ maker ends with either socket. One that stays on the host, for its right to bind
 took over the process that asks gets no more of it.
 """
 
+# The packet path's side, and the maker's
 # syscalls pasta: poll ppoll sendto recvmsg epoll_ctl close
+# syscalls maker,binder: poll ppoll recvfrom sendmsg socket setsockopt bind listen close
+# syscalls maker: openat
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free

@@ -144,18 +144,22 @@ cdef extern from * nogil:
 
 cdef extern from * nogil:
     """
+    #include <errno.h>
     #include <sys/epoll.h>
     #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
-    #ifndef SYS_epoll_pwait2
-    #define SYS_epoll_pwait2 441
-    #endif
-    // The C library has it from 2.35 on only
+    // The C library has it from 2.35 on only. Where the headers do not have its number (before Linux 5.11), the filter
+    // of system calls does not let it through, and calling it would be the end of the process.
     static inline int bucatini_epoll_pwait2(int epfd, struct epoll_event *events, int limit,
                                             const struct timespec *most)
     {
+    #ifdef SYS_epoll_pwait2
         return (int) syscall(SYS_epoll_pwait2, epfd, events, limit, most, NULL, 0);
+    #else
+        errno = ENOSYS;
+        return -1;
+    #endif
     }
     """
     int epoll_pwait2 "bucatini_epoll_pwait2"(int epfd, epoll_event *events, int limit, const timespec *most)

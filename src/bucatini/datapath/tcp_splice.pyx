@@ -31,6 +31,7 @@ stays in its place in the stream, as everywhere (T31).
 """
 
 # syscalls pasta: splice pipe2 fcntl getsockname socket connect setsockopt shutdown recvfrom read write close epoll_ctl
+# syscalls pasta: clock_gettime
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free

@@ -6,7 +6,7 @@ connections starve. So then new flows get a share of the time (`OPEN_SHARE`), an
 (`drop_open_budget`): that is quick, the queue empties, and who is established gets through. A SYN comes again.
 """
 
-# syscalls serve: epoll_ctl setsockopt close
+# syscalls serve: epoll_ctl setsockopt close clock_gettime
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset

@@ -16,6 +16,8 @@ import time
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 
+# syscalls passt: ioctl setsockopt poll ppoll
+
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
 LOCK = "\0bucatini/{}.{}"  # an abstract address (unix(7)), of a folder's device and inode: who has it looks there

@@ -24,8 +24,8 @@ ANSWER_SECONDS = 5  # at start-up, for one request
 PENDING = 64  # requests under way at most, afterwards
 
 
-# syscalls pasta: sendto recvmsg close ioctl
-# syscalls maker: socket setsockopt bind listen recvfrom recvmsg sendto sendmsg openat
+# syscalls pasta: recvmsg close
+# syscalls auto: sendto
 
 
 def start_maker(identity: tuple[int, int] | None, *, isolated: bool, below: int = 0) -> tuple[int, int]:
@@ -50,7 +50,9 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool, below: int 
                     kernel.keep_capabilities_once()
                     become(*identity)
                 if isolated:
-                    isolation.confine("maker", kernel.CAP_NET_BIND_SERVICE, read=True)
+                    # The binder has no use for files
+                    profile = "binder" if below else "maker"
+                    isolation.confine(profile, kernel.CAP_NET_BIND_SERVICE, bind=True, read=not below)
                 isolation.tell_confined(requests)
                 socket_pool.make_sockets(pool, requests, below)
         finally:

@@ -16,6 +16,8 @@ import struct
 from bucatini.errors import HostError
 from bucatini.host import kernel
 
+# syscalls lookout: newfstatat stat read poll ppoll
+
 POLL_NS = 1_000_000_000
 LINKS = 40  # symbolic links followed, as the kernel does
 _EVENT = struct.Struct("=iIII")  # struct inotify_event: descriptor, mask, cookie, length of the name

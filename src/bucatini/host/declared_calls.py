@@ -5,32 +5,36 @@ from __future__ import annotations
 # fmt: off
 DECLARED: dict[str, tuple[str, ...]] = {
     "auto": (
-        "bind", "close", "fstat", "ioctl", "listen", "newfstatat", "pread64", "recvfrom", "recvmsg", "sendto",
-        "setsockopt", "socket",
+        "bind", "close", "fstat", "ioctl", "listen", "newfstatat", "pread64", "recvfrom", "sendto", "setsockopt",
+        "socket",
+    ),
+    "binder": (
+        "bind", "close", "listen", "poll", "ppoll", "recvfrom", "sendmsg", "setsockopt", "socket",
     ),
     "common": (
-        "brk", "clock_gettime", "close", "exit_group", "fstat", "futex", "getpid", "getrandom", "madvise", "mmap",
-        "mprotect", "mremap", "munmap", "newfstatat", "poll", "ppoll", "read", "restart_syscall", "rt_sigreturn",
-        "write",
+        "brk", "close", "exit_group", "futex", "madvise", "mmap", "mprotect", "mremap", "munmap", "poll", "ppoll",
+        "restart_syscall", "write",
     ),
     "lookout": (
-        "openat", "recvfrom", "sendto", "stat",
+        "clock_gettime", "close", "newfstatat", "openat", "poll", "ppoll", "read", "recvfrom", "sendto", "stat",
+        "write",
     ),
     "maker": (
-        "bind", "listen", "openat", "recvfrom", "recvmsg", "sendmsg", "sendto", "setsockopt", "socket",
+        "bind", "close", "listen", "openat", "poll", "ppoll", "recvfrom", "sendmsg", "setsockopt", "socket",
     ),
     "passt": (
-        "accept4", "close", "eventfd2", "fcntl", "getsockname", "getsockopt", "ioctl", "poll", "ppoll", "recvfrom",
-        "sendto", "setsockopt",
+        "accept4", "close", "eventfd2", "getsockname", "getsockopt", "ioctl", "poll", "ppoll", "recvfrom", "sendto",
+        "setsockopt",
     ),
     "pasta": (
-        "bind", "close", "connect", "epoll_ctl", "fcntl", "getsockname", "ioctl", "pipe2", "poll", "ppoll", "read",
-        "recvfrom", "recvmsg", "sendto", "setsockopt", "shutdown", "socket", "splice", "wait4", "write", "writev",
+        "bind", "clock_gettime", "close", "connect", "epoll_ctl", "epoll_pwait2", "fcntl", "getsockname", "pipe2",
+        "poll", "ppoll", "read", "recvfrom", "recvmsg", "sendto", "setsockopt", "shutdown", "socket", "splice", "wait4",
+        "write", "writev",
     ),
     "serve": (
-        "accept4", "bind", "close", "connect", "dup2", "dup3", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait",
-        "eventfd2", "fstat", "ftruncate", "getsockname", "getsockopt", "ioctl", "newfstatat", "poll", "ppoll",
-        "pread64", "read", "recvfrom", "recvmmsg", "recvmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket",
-        "write",
+        "accept4", "bind", "clock_gettime", "close", "connect", "dup2", "dup3", "epoll_ctl", "epoll_pwait",
+        "epoll_wait", "eventfd2", "fstat", "ftruncate", "getpid", "getrandom", "getsockname", "getsockopt", "ioctl",
+        "newfstatat", "poll", "ppoll", "pread64", "read", "recvfrom", "recvmmsg", "recvmsg", "rt_sigreturn", "sendmsg",
+        "sendto", "setsockopt", "shutdown", "socket", "write",
     ),
 }

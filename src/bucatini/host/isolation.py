@@ -18,7 +18,8 @@ nothing but serve: descriptors of sockets and of the link, and the calls to use 
    steps before need calls that the filter forbids. From here on an undeclared call is the end of the process.
 
 The helpers of the one that serves, which read nothing of the guest's, give up what they can (`confine`): the maker of
-sockets in the guest's namespaces keeps the right to bind low ports there, the lookout keeps reading files.
+sockets in the guest's namespaces keeps the right to bind low ports there, the binder that on the host; the maker and
+the lookout keep reading files.
 
 Failure. What cannot be given up ends the start: there is no way to serve without, but for `--no-isolation`, which
 `--help` does not show, to measure what it costs and for the sanitizers, which report by opening files.
@@ -36,9 +37,9 @@ from bucatini.datapath.syscall_numbers import numbers
 from bucatini.errors import HostError
 from bucatini.host import kernel, landlock, seccomp
 
-# The interpreter's and the C library's own, in every process: memory, signals, clocks, the end
-# syscalls common: brk mmap munmap mremap mprotect madvise futex clock_gettime getrandom getpid
-# syscalls common: rt_sigreturn restart_syscall exit_group read write close poll ppoll fstat newfstatat
+# The interpreter's and the C library's own, in every process: memory, locks, going on after a stop, the end. What else
+# every process does: it tells that it is there, waits, and closes.
+# syscalls common: brk mmap munmap mremap mprotect madvise futex restart_syscall exit_group write close poll ppoll
 
 CONFINED = b"+"  # what a helper says first, `tell_confined`
 CONFINED_MS = 5000  # to wait for it at most
@@ -120,22 +121,23 @@ def seal(*profiles: str, bind: bool, signal: bool = False, read: bool = False) -
     """
     version = landlock.restrict(bind=bind, signal=signal, read=read)
     seccomp.install("common", *profiles)
-    sys.audit("bucatini.sealed")
+    sys.audit("bucatini.sealed", *profiles)
     return version
 
 
-def confine(profile: str, *capabilities: int, read: bool = False) -> None:
+def confine(profile: str, *capabilities: int, bind: bool = False, read: bool = False) -> None:
     """Give up what a helper can do without, the root excepted.
 
     Args:
         profile: of the filter, besides the common one.
+        bind: TCP sockets will still be bound.
         read: files may still be opened, to be read.
 
     Raises:
         HostError: the kernel refuses.
     """
     give_up(*capabilities)
-    seal(profile, bind=True, read=read)
+    seal(profile, bind=bind, read=read)
 
 
 def tell_confined(fd: int) -> None:

@@ -21,6 +21,8 @@ from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+# syscalls auto: pread64
+
 NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 INET_DIAG_SKV6ONLY = 11  # linux/inet_diag.h

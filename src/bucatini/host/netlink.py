@@ -21,6 +21,10 @@ from bucatini.plan.plan import Address, Route
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+# After the seal only to ask for sockets that are bound
+# syscalls auto: sendto recvfrom
+# syscalls lookout: sendto recvfrom
+
 NETLINK_ROUTE = 0  # linux/netlink.h
 NETLINK_GET_STRICT_CHK = 12
 SOL_NETLINK = 270  # linux/socket.h

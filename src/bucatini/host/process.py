@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
+# After the seal: `Background.ready`. Not before, since what fails up to then is told on standard error
+# syscalls serve: dup2 dup3 write close
+
 DESCRIPTOR_MAX = 0xFFFFFFFF  # no kernel has one as high
 
 

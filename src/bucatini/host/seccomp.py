@@ -2,8 +2,9 @@
 
 What may be called is declared beside the code that calls it, in comments of the form `# syscalls PROFILE: NAME...`,
 and gathered by `tools/syscalls` into `host/declared_calls`. A process gets the profiles that fit what it does. Some
-calls are let through only with certain arguments (`LIMITED`): so there are no new executable pages, and no sockets but
-those of the families and types in use. Structures that a pointer leads to cannot be looked at, and are not.
+calls are let through only with certain arguments, which each profile names for itself (`LIMITED`): so there are no new
+executable pages, and no sockets but those of the families, types and protocols in use. Structures that a pointer leads
+to cannot be looked at, and are not.
 
 The program is classic BPF over struct seccomp_data (linux/seccomp.h). A call that is always let through costs next to
 nothing: the kernel finds that out once, for each number.
@@ -11,10 +12,19 @@ nothing: the kernel finds that out once, for each number.
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 
-from bucatini.datapath.syscall_numbers import ARCHITECTURE, numbers
+from bucatini.datapath.syscall_numbers import (
+    ARCHITECTURE,
+    F_SETPIPE_SZ,
+    FIONBIO,
+    PROT_EXEC,
+    SIOCGIFINDEX,
+    SIOCINQ,
+    numbers,
+)
 from bucatini.host import kernel
 from bucatini.host.declared_calls import DECLARED
 from bucatini.lean import sockets
@@ -23,15 +33,7 @@ from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PROT_EXEC = 4  # asm-generic/mman-common.h
-FIONBIO = 0x5421  # asm-generic/ioctls.h
-FIOCLEX = 0x5451
-SIOCINQ = 0x541B
-SIOCGIFINDEX = 0x8933  # linux/sockios.h
-F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
-F_SETPIPE_SZ = 1031
-F_GETFL = 3
-F_SETFL = 4
+NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 
 _KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS, linux/seccomp.h
 _ALLOW = 0x7FFF0000  # SECCOMP_RET_ALLOW
@@ -55,18 +57,45 @@ class Limit(NamedTuple):
     values: tuple[int, ...]
 
 
-_TYPE = _ALL ^ (sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
-_INTERNET = Limit(0, _ALL, (sockets.AF_INET, sockets.AF_INET6))
-_NOT_EXECUTABLE = Limit(2, PROT_EXEC, (0,))
-LIMITED = {
-    "socket": (_INTERNET, Limit(1, _TYPE, (sockets.SOCK_STREAM, sockets.SOCK_DGRAM))),
-    "mmap": (_NOT_EXECUTABLE,),
-    "mprotect": (_NOT_EXECUTABLE,),
-    "ioctl": (Limit(1, _ALL, (FIONBIO, FIOCLEX, SIOCINQ, SIOCGIFINDEX)),),
-    "fcntl": (Limit(1, _ALL, (F_GETFL, F_SETFL, F_SETPIPE_SZ, F_DUPFD_CLOEXEC)),),
+_KIND = _ALL ^ (sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
+_WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+
+
+def _socket(families: tuple[int, ...], kinds: tuple[int, ...], protocol: int) -> tuple[Limit, ...]:
+    """Return the limits of socket(2). Another protocol may load a module of the kernel, and is more to attack."""
+    return Limit(0, _ALL, families), Limit(1, _KIND, kinds), Limit(2, _ALL, (protocol,))
+
+
+def _command(value: int) -> tuple[tuple[Limit, ...], ...]:
+    """Return the limit of ioctl(2) and fcntl(2)."""
+    return ((Limit(1, _ALL, (value,)),),)
+
+
+_INTERNET = (sockets.AF_INET, sockets.AF_INET6)
+_TCP = _socket(_INTERNET, (sockets.SOCK_STREAM,), sockets.IPPROTO_TCP)
+_UDP = _socket(_INTERNET, (sockets.SOCK_DGRAM,), 0)
+_PING4 = _socket((sockets.AF_INET,), (sockets.SOCK_DGRAM,), sockets.IPPROTO_ICMP)
+_PING6 = _socket((sockets.AF_INET6,), (sockets.SOCK_DGRAM,), sockets.IPPROTO_ICMPV6)
+_TCP_OR_UDP = _socket(_INTERNET, (sockets.SOCK_STREAM, sockets.SOCK_DGRAM), 0)
+_DIAGNOSTICS = _socket((sockets.AF_NETLINK,), (sockets.SOCK_RAW,), NETLINK_SOCK_DIAG)
+_NOT_EXECUTABLE = ((Limit(2, PROT_EXEC, (0,)),),)
+_TO_READ = ((Limit(2, _WRITING, (os.O_RDONLY,)),),)
+
+# Call -> profile -> alternatives; of one of them all limits must hold. A profile that declares the call is there.
+LIMITED: dict[str, dict[str, tuple[tuple[Limit, ...], ...]]] = {
+    "socket": {
+        "serve": (_TCP, _UDP, _PING4, _PING6),
+        "pasta": (_TCP, _UDP),
+        "auto": (_TCP_OR_UDP,),
+        "maker": (_TCP_OR_UDP, _DIAGNOSTICS),
+        "binder": (_TCP_OR_UDP,),
+    },
+    "mmap": {"common": _NOT_EXECUTABLE},
+    "mprotect": {"common": _NOT_EXECUTABLE},
+    "ioctl": {"serve": _command(SIOCINQ), "passt": _command(FIONBIO), "auto": _command(SIOCGIFINDEX)},
+    "fcntl": {"pasta": _command(F_SETPIPE_SZ)},
+    "openat": {"maker": _TO_READ, "lookout": _TO_READ},
 }
-# The maker of sockets opens those by which the namespace's sockets are listed, too
-_MAKER = {"socket": (Limit(0, _ALL, (sockets.AF_INET, sockets.AF_INET6, sockets.AF_NETLINK)),)}
 
 
 def allowed(profiles: Iterable[str]) -> list[str]:
@@ -76,7 +105,6 @@ def allowed(profiles: Iterable[str]) -> list[str]:
 
 def program(profiles: tuple[str, ...]) -> bytes:
     """Return the filter: instructions of 8 bytes."""
-    limited = LIMITED | _MAKER if "maker" in profiles else LIMITED
     known = numbers()
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -86,27 +114,36 @@ def program(profiles: tuple[str, ...]) -> bytes:
     ]
     for name in allowed(profiles):
         if name not in known:
-            continue  # another architecture's
-        limits = _limits(limited.get(name, ()))
-        code.append((_EQUAL, 0, len(limits) + 1, known[name]))
-        code += limits
-        code.append((_RETURN, 0, 0, _ALLOW))
+            # Of another architecture; or newer than the build's headers, without which our own code does not call it
+            continue
+        verdict = _verdict(name, profiles)
+        code.append((_EQUAL, 0, len(verdict), known[name]))
+        code += verdict
     code.append((_RETURN, 0, 0, _KILL))
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)
 
 
-def _limits(limits: Iterable[Limit]) -> list[tuple[int, int, int, int]]:
-    """Return what lets a call go on if its arguments are as they must be."""
+def _verdict(name: str, profiles: tuple[str, ...]) -> list[tuple[int, int, int, int]]:
+    """Return what decides about a declared call."""
+    if name not in LIMITED:
+        return [(_RETURN, 0, 0, _ALLOW)]
     code: list[tuple[int, int, int, int]] = []
-    for argument, mask, values in limits:
-        code.append((_LOAD, 0, 0, _ARGUMENTS + 8 * argument + _LOW))
+    declaring = [profile for profile in profiles if name in DECLARED[profile]]
+    for limits in dict.fromkeys(limits for profile in declaring for limits in LIMITED[name][profile]):
+        code += _alternative(limits)
+    return [*code, (_RETURN, 0, 0, _KILL)]
+
+
+def _alternative(limits: tuple[Limit, ...]) -> list[tuple[int, int, int, int]]:
+    """Return what lets a call through if its arguments are as they must be; if not, what follows decides."""
+    code = [(_RETURN, 0, 0, _ALLOW)]
+    for argument, mask, values in reversed(limits):
+        test = [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument + _LOW)]
         if mask != _ALL:
-            code.append((_AND, 0, 0, mask))
-        left = len(values)
-        for value in values:
-            code.append((_EQUAL, left, 0, value))
-            left -= 1
-        code.append((_RETURN, 0, 0, _KILL))
+            test.append((_AND, 0, 0, mask))
+        left = len(values) - 1
+        test += [(_EQUAL, left - i, 0 if i < left else len(code), value) for i, value in enumerate(values)]
+        code = test + code
     return code
 
 

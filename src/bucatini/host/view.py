@@ -19,8 +19,6 @@ from bucatini.plan.plan import Address, HostFamily, HostView, Route, host_addres
 if TYPE_CHECKING:
     from bucatini.plan.settings import Settings
 
-# syscalls lookout: sendto recvfrom
-
 SCOPE_HOST = 254  # linux/rtnetlink.h
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from bucatini.lean.record import TYPE_CHECKING
 
+# Of `accept`, and of the socket that is made of its descriptor
+# syscalls passt: accept4 getsockname getsockopt close
+
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 else:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.plan.settings import Settings
 
-# syscalls auto: ioctl socket setsockopt bind listen close fstat newfstatat sendto recvfrom recvmsg pread64
+# syscalls auto: fstat newfstatat close
 
 SECOND_NS = 1_000_000_000
 TURN_NS = 4_000_000  # of our own processor time, for one turn: some 150 forwards, or 2,000 sockets looked at

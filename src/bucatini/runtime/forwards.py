@@ -18,6 +18,7 @@ import os
 import struct
 from resource import RLIMIT_NOFILE, getrlimit
 
+from bucatini.datapath.syscall_numbers import SIOCGIFINDEX
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.plan.settings import Settings
 
+# After the seal only where they are bound by themselves
+# syscalls auto: socket ioctl setsockopt bind listen close
+
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
 SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
 IP_FREEBIND = 15  # linux/in.h
-SIOCGIFINDEX = 0x8933  # linux/sockios.h
 IP_PKTINFO = 8
 RECEIVE_BUFFER = 1 << 22  # bytes of datagrams that wait on a forward; net.core.rmem_max cuts it
 LOOPBACK = "lo"

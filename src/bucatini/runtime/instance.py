@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from bucatini.runtime.auto import AutoForwards
     from bucatini.runtime.log import Log
 
-# syscalls serve: read close epoll_ctl dup2 dup3
+# Signals and what they write to; random bytes for the services; the time, to look for ports
+# syscalls serve: rt_sigreturn read getrandom clock_gettime
 # syscalls pasta: wait4
 
 SECOND_NS = 1_000_000_000

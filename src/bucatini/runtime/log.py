@@ -19,7 +19,7 @@ import time
 
 from bucatini.lean import sockets
 
-# syscalls serve: write poll ppoll fstat newfstatat pread64 ftruncate sendto
+# syscalls serve: write poll ppoll fstat newfstatat pread64 ftruncate sendto getpid clock_gettime
 
 ERROR, WARNING, INFO, DEBUG, TRACE = 3, 4, 6, 7, 8  # RFC 5424 §6.2.1; trace is our own
 NAMES = {ERROR: "error", WARNING: "warning", INFO: "info", DEBUG: "debug", TRACE: "trace"}

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from bucatini.plan.plan import HostView
     from bucatini.plan.settings import Settings
 
-# syscalls lookout: openat stat
+# The server's end, and the lookout's; Python looks at the clock for the timeout of its poll
+# syscalls serve: read
+# syscalls lookout: write poll ppoll clock_gettime
 
 GONE = b"G"
 RESOLVERS = b"R"

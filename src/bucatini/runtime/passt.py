@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from bucatini.plan.settings import Settings
     from bucatini.runtime.log import Log
 
-# syscalls passt: accept4 eventfd2 close poll ppoll setsockopt getsockopt getsockname ioctl fcntl
+# syscalls passt: eventfd2 close
 
 
 class Machine:

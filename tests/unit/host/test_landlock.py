@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bucatini.host import landlock
+from bucatini.host import isolation, landlock, seccomp
 
 READING = 1 << 2 | 1 << 3  # LANDLOCK_ACCESS_FS_READ_FILE, _READ_DIR; all values: linux/landlock.h
 BIND_TCP = 1  # LANDLOCK_ACCESS_NET_BIND_TCP
@@ -43,6 +43,19 @@ def test_what_is_still_needed_is_let_through_and_nothing_else(abi: int) -> None:
     assert words(read=True) == (files & ~READING, *others)
     assert words(bind=True) == (files, *[0, *others[1:]][: len(others)])
     assert words(signal=True) == (files, *[*others[:1], ABSTRACT_UNIX][: len(others)])
+
+
+def test_a_helper_may_only_do_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(isolation, "give_up", lambda *_: None)
+    monkeypatch.setattr(seccomp, "install", lambda *_: None)
+    monkeypatch.setattr(landlock, "restrict", lambda **allowed: asked.append(allowed) or 0)
+    isolation.confine("lookout", read=True)
+    isolation.confine("binder", bind=True)
+    assert asked == [
+        {"bind": False, "read": True, "signal": False},
+        {"bind": True, "read": False, "signal": False},
+    ]
 
 
 HEAD = """
