@@ -1,6 +1,7 @@
 """What happens at the limits: refused in a stated way, and served again afterwards."""
 
 import contextlib
+import os
 import resource
 import socket
 import subprocess
@@ -118,5 +119,25 @@ def test_a_table_that_is_full_costs_nothing(pasta: Pasta, direction: str) -> Non
             assert served() is None
             time.sleep(0.1)
     for connection in open_:
+        connection.sendall(b"y")
+        assert connection.recv(1) == b"y"
+
+
+def test_a_forward_uses_the_last_descriptor_that_there_is(pasta: Pasta) -> None:
+    guest = pasta.guest("-q", "--config-net", "-t", "8080:80", "-u", "none", "-T", "none", "-U", "none")
+    guest.settle()
+    guest.serve_tcp(ANY[4], echo, port=80)
+    limit = max(int(fd) for fd in os.listdir(f"/proc/{guest.pid}/fd")) + 4
+    free = limit - guest.descriptors()
+    pasta.topology.host.run("prlimit", f"--pid={guest.pid}", f"--nofile={limit}:{limit}", user=pasta.user)
+    served = []
+    for _ in range(free + 2):
+        with contextlib.suppress(ConnectionResetError):
+            connection = pasta.topology.server.connect(HOST4, 8080)
+            connection.sendall(b"x")
+            if connection.recv(1) == b"x":
+                served.append(connection)
+    assert len(served) == free
+    for connection in served:
         connection.sendall(b"y")
         assert connection.recv(1) == b"y"

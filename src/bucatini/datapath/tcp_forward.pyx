@@ -1,8 +1,8 @@
 """Connections of the host's side: accepted on a forward, offered to the guest by a SYN; local ones bypass the tap.
 
 What cannot be served is reset at once: the peer's connect() has succeeded, its first read says what came of it.
-Descriptors that have run out must not keep a listener ready: where nothing gives way (`room`), the spare one is given
-up for a moment to take the connection and reset it.
+Descriptors that have run out must not keep a listener ready: the spare one is given up for a moment to take the
+connection, which is reset where nothing gives way (`room`).
 """
 
 # syscalls serve: accept4 setsockopt getsockopt close eventfd2
@@ -108,31 +108,41 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     timer_arm(w.timers, w.flows, flow, flow.u.tcp.conn.deadline)
 
 
+cdef void take(Worker *w, Listener *listener, int fd, const sockaddr_any *sa) noexcept nogil:
+    """Serve a connection that was accepted: past the tap, or to the guest."""
+    if splice_accept(w, listener, fd, sa):
+        return
+    if listener.pif == PIF_HOST and w.link != NULL:
+        open_from_host(w, listener, fd, sa)
+    else:
+        count(w, C_FLOW_REFUSED)
+        reject(fd)
+
+
 cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
     cdef int _i
     cdef sockaddr_any sa
     cdef socklen_t size
-    cdef int fd
+    cdef int fd, error
+    cdef bint short
     for _i in range(ACCEPTS):
         size = sizeof(sa)
         fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
-            if splice_accept(w, listener, fd, &sa):
-                continue
-            if listener.pif == PIF_HOST and w.link != NULL:
-                open_from_host(w, listener, fd, &sa)
-            else:
+            take(w, listener, fd, &sa)
+        elif room_is_short(errno):
+            # Nobody need be waiting. Whoever is gets the spare descriptor, if something gives way to have one again
+            error = errno
+            close(w.spare_fd)
+            fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            short = fd >= 0 and not room_for_host(w, error)
+            if short:  # refused: else the listener would stay ready
                 count(w, C_FLOW_REFUSED)
                 reject(fd)
-        elif room_is_short(errno) and room_for_host(w, errno):
-            continue
-        elif room_is_short(errno):
-            # Give up the spare descriptor to take the connection and refuse it: else the listener would stay ready
-            count(w, C_FLOW_REFUSED)
-            close(w.spare_fd)
-            fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC)
-            if fd >= 0:
-                reject(fd)
             w.spare_fd = eventfd(0, EFD_CLOEXEC)
+            if fd < 0:
+                return
+            if not short:
+                take(w, listener, fd, &sa)
         elif errno != EINTR and errno != ECONNABORTED:
             return
