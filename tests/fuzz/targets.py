@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuzz_native
+import fuzz_segments
 import fuzz_tcp
 
 from fuzz import frames, services, text
@@ -37,7 +38,7 @@ TARGETS = {
     "fragments": Target(fuzz_native.fragments, frames.seeds_fragments, 96),
     "options": Target(fuzz_native.options, frames.seeds_options, 44),
     "reference": Target(frames.fuzz_reference, frames.seeds_frame, 200),
-    "segments": Target(fuzz_tcp.segments, frames.seeds_segments, 160),
+    "segments": Target(fuzz_segments.segments, frames.seeds_segments, 160),
     "stream": Target(fuzz_native.stream, frames.seeds_stream, 200),
     "tcp": Target(fuzz_tcp.model, frames.seeds_tcp, 80),
 }

@@ -1,9 +1,11 @@
 """A hostile guest: `attacker.py KIND SECONDS [ADDRESS PORT ...]`, run inside its namespace as root. Tells what it sent.
 
 It writes frames of its own making to the tap, as fast as it can, until the time is over. Their sender is 192.0.2.77:
-the guest's kernel does not know it, and so does not take back what was sent in its name.
+the guest's kernel does not know it, and so does not take back what was sent in its name. `windows` also reads what
+comes for that address: it has connections of its own (`Download`).
 """
 
+import ctypes
 import fcntl
 import json
 import random
@@ -14,6 +16,8 @@ import time
 from collections.abc import Iterator
 
 SIOCGIFHWADDR = 0x8927  # netdevice(7)
+SO_ATTACH_FILTER = 26  # socket(7)
+ETH_P_IP = 0x0800
 INTERFACE = next(name for _, name in socket.if_nameindex() if name != "lo")
 HOST_MAC = bytes.fromhex("9a559a559a55")
 SENDER = bytes([192, 0, 2, 77])
@@ -51,8 +55,10 @@ def transport(protocol: int, src: bytes, dst: bytes, data: bytes, at: int) -> by
     return data[:at] + struct.pack("!H", sum16(pseudo + data)) + data[at + 2 :]
 
 
-def segment(sport: int, dst: bytes, dport: int, flags: int, seq: int, ack: int = 0, src: bytes = SENDER) -> bytes:
-    data = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 0x50, flags, 1, 0, 0)
+def segment(
+    sport: int, dst: bytes, dport: int, flags: int, seq: int, ack: int = 0, src: bytes = SENDER, window: int = 1
+) -> bytes:
+    data = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 0x50, flags, window, 0, 0)
     return ip(6, dst, transport(6, src, dst, data, 16), src=src)
 
 
@@ -115,12 +121,95 @@ def acks(dst: bytes, dport: int, sport: int, src: str) -> Iterator[bytes]:
         yield segment(sport, dst, dport, 0x10, *numbers, src=socket.inet_aton(src))
 
 
+class Download:
+    """A connection whose window is one byte, and closed after every `CLOSE` bytes until it is probed twice."""
+
+    CLOSE = 100
+
+    def __init__(self, sock: socket.socket, sport: int, dst: bytes, dport: int) -> None:
+        self.sock, self.ends = sock, (sport, dst, dport)
+        self.opened = False
+        self.next = 0  # byte of the server's
+        self.edge = 0  # behind what it may send
+        self.got = self.most = self.beyond = self.closed = self.probes = self.sent = self.lost = 0
+
+    def say(self, flags: int, seq: int, window: int) -> None:
+        self.edge = max(self.edge, self.next + window)
+        self.sent += 1
+        try:
+            self.sock.send(segment(*self.ends, flags, seq, self.next & 0xFFFFFFFF, window=window))
+        except OSError:  # the queue of the tap is full
+            self.lost += 1
+
+    def open(self) -> None:
+        self.say(0x02, 1000, 1)
+
+    def hear(self, flags: int, seq: int, length: int) -> None:
+        """Take a segment of the server's and acknowledge it."""
+        if flags & 0x02:
+            if not self.opened:
+                self.opened, self.next, self.edge = True, seq + 1, seq + 2
+            self.say(0x10, 1001, 1)
+            return
+        if not self.opened or flags & 0x04:
+            return
+        ahead = (seq - self.next + 0x80000000 & 0xFFFFFFFF) - 0x80000000
+        self.most = max(self.most, length)
+        self.beyond += length > 0 and ahead + length > self.edge - self.next
+        if length and ahead == 0:
+            self.next += length
+            self.got += length
+            if self.got % self.CLOSE == 0:
+                self.closed += 1
+                self.probes = 2
+        elif not length and self.probes:
+            self.probes -= 1
+        self.say(0x10, 1001, 0 if self.probes else 1)
+
+
+def windows(sock: socket.socket, seconds: float, dst: bytes, dport: int, count: int) -> dict[str, float]:
+    """Open so many downloads and acknowledge each byte as it comes."""
+    # Only what is for SENDER: ldw [30]; jeq SENDER; accept; drop (linux/filter.h)
+    code = ((0x20, 0, 0, 30), (0x15, 0, 1, int.from_bytes(SENDER, "big")), (0x06, 0, 0, 0xFFFF), (0x06, 0, 0, 0))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(code), ctypes.addressof(program)))
+    sock.bind((INTERFACE, ETH_P_IP))
+    sock.settimeout(0.5)
+    downloads = {sport: Download(sock, sport, dst, dport) for sport in range(20000, 20000 + count)}
+    begin = 0.0
+    while not begin or time.monotonic() - begin < seconds:
+        if not begin and all(download.opened for download in downloads.values()):
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+            begin = time.monotonic()
+        try:
+            frame = sock.recv(70000)
+        except TimeoutError:
+            for download in downloads.values():
+                if not download.opened:
+                    download.open()
+            continue
+        sport, seq, offset, flags = int.from_bytes(frame[36:38], "big"), *struct.unpack("!I4xBB", frame[38:48])
+        length = int.from_bytes(frame[16:18], "big") - 20 - (offset >> 4) * 4
+        downloads[sport].hear(flags, seq, length)
+    names = ("sent", "lost", "got", "beyond", "closed")
+    total: dict[str, float] = {
+        name: sum(getattr(download, name) for download in downloads.values()) for name in names
+    }  # fmt: skip
+    least, most = min(download.got for download in downloads.values()), max(one.most for one in downloads.values())
+    return total | {"least": least, "most": most, "seconds": time.monotonic() - begin}
+
+
 def main() -> None:
     kind, seconds, *rest = sys.argv[1:]
     address, port, *more = rest or ("192.0.2.1", "9")
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    if kind == "windows":
+        said = windows(sock, float(seconds), socket.inet_aton(address), int(port), int(more[0]))
+        sys.stdout.write(json.dumps(said) + "\n")
+        return
     extra = (int(more[0]), more[1]) if more else ()
     frames = list(globals()[kind](socket.inet_aton(address), int(port), *extra))
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sock.bind((INTERFACE, 0))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

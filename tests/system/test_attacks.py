@@ -104,6 +104,7 @@ class Bystander:
 class Result(NamedTuple):
     figures: Figures
     counters: dict[str, int]
+    said: dict[str, float] = {}  # by the attacker
 
 
 def moved(guest: Guest) -> dict[str, int]:
@@ -169,7 +170,7 @@ def attack(
         grown=grown,
     )
     held_out(guest, bystander, figures, during)
-    return Result(figures, found)
+    return Result(figures, found, said)
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ print(json.dumps({'got': got, 'sent': got, 'lost': 0, 'seconds': time.monotonic(
 """
 
 
-def test_windows_as_small_as_the_guest_can_make_them(
+def test_windows_as_small_as_the_guests_kernel_makes_them(
     guest: Guest, echo_port: int, record_property: Record, tmp_path: Path
 ) -> None:
     server = guest.pasta.topology.server.serve_tcp(SERVER4, lambda connection: connection.sendall(bytes(16 << 20)))
@@ -309,11 +310,28 @@ def test_windows_as_small_as_the_guest_can_make_them(
     script.write_text("import sys\nsys.argv.pop(1)\nsys.argv.insert(3, sys.argv.pop(1))\n" + CLIENTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "ATTACKER", str(script))
-        result = attack(guest, echo_port, "100 downloads, window and MSS of the least", "-", SERVER4, server.port, 100)
+        name = "100 downloads, the least window and MSS of the guest's kernel"
+        result = attack(guest, echo_port, name, "-", SERVER4, server.port, 100)
     record(record_property, result, "frames_in", "frames_out", "tcp_zero_window_probe")
     frames = result.counters["frames_out"]
     assert frames > 10000
     assert result.figures.per_second * SECONDS < 88 * frames, "more bytes a frame than the MSS that was asked for"
+
+
+def test_windows_of_one_byte_and_of_none(guest: Guest, echo_port: int, record_property: Record) -> None:
+    """The kernel makes no window as small: here the attacker is a TCP of its own, which acknowledges each byte."""
+    server = guest.pasta.topology.server.serve_tcp(SERVER4, lambda connection: connection.sendall(bytes(16 << 20)))
+    name = "100 downloads, a window of one byte and none now and then"
+    result = attack(guest, echo_port, name, "windows", SERVER4, server.port, 100)
+    record(record_property, result, "frames_in", "frames_out", "tcp_zero_window_probe", "tcp_retransmit")
+    said = result.said
+    assert said["least"] > 0, "one of them got nothing"
+    assert said["got"] > 1000
+    assert said["closed"] > 0
+    assert result.counters["tcp_zero_window_probe"] > 0
+    assert said["most"] == 1, "more in a frame than the window allows"
+    assert said["beyond"] == 0, "sent beyond the window"
+    assert result.counters["frames_out"] >= said["got"]
 
 
 CONNECTIONS = 100_000

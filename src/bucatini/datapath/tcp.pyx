@@ -708,6 +708,7 @@ cdef class Machine:
         """connect() has succeeded; the SYN-ACK promises 65535 bytes as `tcp_io` does."""
         tcp_connected(&self.c, now, &self.a)
         self.c.rcv_adv = self.c.rcv_nxt + minimum(self.c.bound, 65535)
+        self.c.ack_sent = self.c.rcv_nxt
         return self.done()
 
     def segment(self, int flags, *, seq, ack=0, int length=0, int window=65535, bytes options=b"", now=0):
@@ -721,8 +722,12 @@ cdef class Machine:
         """Take accepted bytes back."""
         tcp_refused(&self.c, length)
 
+    def holds(self, uint32_t held):
+        """The overflow holds so much, in the middle of a batch."""
+        self.c.held = held
+
     def held(self, uint32_t held):
-        """The overflow holds so much."""
+        """The overflow holds so much, and the batch is through."""
         tcp_held(&self.c, held, &self.a)
         return self.done()
 
