@@ -315,7 +315,7 @@ cdef class DataPath:
         cdef Family *f = &self.w.v4 if version == 4 else &self.w.v6
         parse_address(&f.host, address)
         f.scope_id = scope_id
-        let_go_of_moved(&self.w)
+        let_go_of_moved(&self.w, version == 4)
 
     def guest_mac(self, bytes mac):
         """Tell the guest's MAC address before it has spoken; its link-local address follows (RFC 4291 appendix A)."""

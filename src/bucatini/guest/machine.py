@@ -1,8 +1,9 @@
 """The virtual machine's side: the socket at which QEMU finds us, and the clients that come and go.
 
 One client is served at a time. A further one is turned away, unless the one before has gone without our having noticed.
-The path is ours if nobody listens there: what a process that is gone has left is removed. Starts look one after the
-other (`_take_turn`): a socket that another one has bound and does not listen at yet looks like one left over.
+The path is ours if nobody listens there: what a process that is gone has left is removed. Starts in one network
+namespace look one after the other (`_take_turn`): a socket that another one has bound and does not listen at yet looks
+like one left over.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def _take_turn(path: str) -> sockets.socket | None:
     while True:
         try:
             lock.bind(LOCK.format(folder.st_dev, folder.st_ino))
-        except OSError:
-            if time.monotonic() < until:
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < until:
                 time.sleep(0.002)
                 continue
         return lock

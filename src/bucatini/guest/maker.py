@@ -134,7 +134,8 @@ class Maker:
         try:
             self.sock.send(message, sockets.MSG_NOSIGNAL)
         except OSError as error:
-            self.gone = error.errno != errno.EAGAIN
+            if error.errno != errno.EAGAIN:
+                self._end()
             done(-1, error.errno or 0)
             return
         self.waiting[self.number] = done
@@ -157,10 +158,7 @@ class Maker:
         except OSError:
             data, control = b"", []
         if len(data) != self.reply.size:
-            self.gone = True
-            waiting, self.waiting = self.waiting, {}
-            for done in waiting.values():
-                done(-1, errno.EPIPE)
+            self._end()
             return
         number, error = self.reply.unpack(data)
         fd = struct.unpack("=i", control[0][2])[0] if control and len(control[0][2]) == 4 else -1
@@ -169,6 +167,13 @@ class Maker:
             found(fd, error)
         elif fd >= 0:
             os.close(fd)
+
+    def _end(self) -> None:
+        """It is gone: nobody waits for it any longer."""
+        self.gone = True
+        waiting, self.waiting = self.waiting, {}
+        for done in waiting.values():
+            done(-1, errno.EPIPE)
 
     def wait(self) -> None:
         """At start-up: wait until everything asked for is there."""

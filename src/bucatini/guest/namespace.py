@@ -150,8 +150,9 @@ def _join_namespaces(user: str | None, net: str, identity: Identity | None) -> N
         mine = os.stat("/proc/self/ns/user")
         # Joining one's own is refused (EINVAL); root of the first one has all it needs without
         if os.fstat(user_fd).st_ino != mine.st_ino:
-            if identity is not None:
-                # In there its number may stand for nobody, and we would stay root of the host
+            if identity is not None and kernel.capabilities() >> kernel.CAP_SYS_ADMIN & 1:
+                # In there its number may stand for nobody, and we would stay root of the host. Root without the right
+                # (a container's) can enter only what it has made itself, as root
                 kernel.keep_capabilities_once()
                 become(*identity)
                 kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)

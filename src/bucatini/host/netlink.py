@@ -164,14 +164,14 @@ def _unpack(family: int, value: bytes) -> str | None:
     return sockets.inet_ntop(family, value)
 
 
-def messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, flags and body of the messages that answer `sequence`; ends at the first that does not fit."""
+def messages(data: bytes, sequence: int | None) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, flags and body of the messages that answer `sequence`, None: of all; ends where one does not fit."""
     at = 0
     while at + 16 <= len(data):
         length, kind, flags, answered, _ = struct.unpack_from("=IHHII", data, at)
         if length < 16 or at + length > len(data):
             return
-        if answered == sequence:
+        if sequence is None or answered == sequence:
             yield kind, flags, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
@@ -206,7 +206,7 @@ class Changes:
                     raise
                 found = True
                 continue
-            for kind, _, body in messages(data, 0):
+            for kind, _, body in messages(data, None):  # numbered as what the program sent that changed it
                 default = kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(body) > 1 and body[1] == 0  # rtm_dst_len
                 found |= default or kind in (RTM_NEWADDR, RTM_DELADDR)
         return found

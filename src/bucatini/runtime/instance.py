@@ -13,6 +13,7 @@ from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
 from bucatini.host.process import Background, let_go_of_streams
+from bucatini.host.view import Own, own
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import DEFAULT_MTU, HostView, Plan, PlanFamily, make_plan
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from bucatini.guest.maker import Maker
     from bucatini.host.process import Made, PidFile
     from bucatini.host.resolv import Resolvers
-    from bucatini.host.view import Own
     from bucatini.plan.ports import ForwardRule
     from bucatini.plan.settings import Settings
     from bucatini.runtime.auto import AutoForwards
@@ -64,6 +64,7 @@ class Instance:
         self.responder: Responder | None = None  # after `load_services`
         self.log = log
         self.host: HostView  # after `follow_lookout`
+        self.own: dict[int, Own]  # by IP version, after it too
         self.path = DataPath(listeners=listeners)
         self.status = 0
         self.next_stats = 0  # ns, 0: never
@@ -169,6 +170,7 @@ class Instance:
     def follow_lookout(self, fd: int, host: HostView) -> None:
         """Hear from the lookout: the end of the namespace, the host's resolvers and addresses of the day (D3, D15)."""
         self.host = host
+        self.own = {4: own(host.v4), 6: own(host.v6)}
         lookout = Lookout(fd, self.on_gone, self.on_resolvers, self.on_addresses)
 
         def readable() -> None:
@@ -211,7 +213,8 @@ class Instance:
     def on_addresses(self, v4: Own, v6: Own) -> None:
         """Use the addresses that the host has now; with none, the ones that it had."""
         for version, family, found in ((4, self.plan.v4, v4), (6, self.plan.v6, v6)):
-            if family is not None and found.address:
+            if family is not None and found.address and found != self.own[version]:
+                self.own[version] = found
                 self.path.host_address(version, packed(found.address), scope_id=found.ifindex)
                 self.log.info(f"the host's address is {found.address}")
 

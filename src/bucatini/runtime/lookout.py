@@ -41,6 +41,7 @@ GONE = b"G"
 RESOLVERS = b"R"
 ADDRESSES = b"A"
 SETTLE = 0.2  # seconds from a change to a look: changes come several at a time
+RETRY = 5.0  # and until another one, if that failed
 LOOK_SHARE = 20  # looking takes one part in so many of the time at most
 MESSAGE = 4096  # bytes, PIPE_BUF: a packet is not cut into several
 
@@ -161,7 +162,7 @@ class Addresses:
 
     def changed(self, now: float) -> tuple[Own, Own] | None:
         """Return them if they are others than before, and it is time to look; `now`: seconds, monotonic."""
-        if self.watch.changes.seen():
+        if self.watch.changes.seen() and self.due is None:
             self.due = max(now + SETTLE, self.earliest)
         if self.due is None or now < self.due:
             return None
@@ -169,6 +170,7 @@ class Addresses:
         try:
             found = self.watch.look()
         except HostError:
+            self.due = now + RETRY
             return None
         self.earliest = now + LOOK_SHARE * (time.monotonic() - now)
         if found == self.known:

@@ -83,17 +83,30 @@ def test_the_hosts_addresses_are_looked_at_when_changes_have_settled(monkeypatch
     assert follow.changed(12) is None
     host.news = True
     assert follow.changed(12.1) is None
-    assert follow.wait(12.2) in (100, 101)
-    assert follow.changed(12.29) is None
+    assert follow.wait(12.1) in (100, 101)
+    assert follow.changed(12.19) is None
     assert host.looks == 1
-    assert follow.changed(12.31) == host.now
+    assert follow.changed(12.21) == host.now
     assert host.looks == 2
-    # A look that fails changes nothing, and the next one is as any other
+    # A look that fails is made again
     host.now = (NOTHING, NOTHING)
-    for at, found in ((20, None), (30, host.now)):
+    host.news = True
+    assert follow.changed(20) is None
+    assert follow.changed(21) is None
+    assert follow.changed(21 + lookout.RETRY - 0.1) is None
+    assert host.looks == 3
+    assert follow.changed(21 + lookout.RETRY) == host.now
+
+
+def test_changes_without_end_do_not_put_a_look_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    follow = lookout.Addresses(cast("HostWatch", host), host.now)
+    monkeypatch.setattr(lookout.time, "monotonic", lambda: 0.0)
+    assert follow.changed(10) is None
+    for tenth in range(110, 116):
         host.news = True
-        assert follow.changed(at) is None
-        assert follow.changed(at + 1) == found
+        assert follow.changed(tenth / 10) is None
+    assert host.looks > 1
 
 
 def test_looking_takes_one_part_in_twenty_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
