@@ -8,6 +8,7 @@ import resource
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import termios
 import time
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from bucatini.host import kernel
 from system.namespaces import alive, descendants, wait_until
-from system.topology import Pasta
+from system.topology import HOST4, Pasta
 from system.users import only_root, only_unprivileged
+
+MS_BIND = 0x1000  # linux/mount.h
 
 
 def own_terminal() -> None:
@@ -252,3 +256,22 @@ def test_the_tap_goes_with_pasta(pasta: Pasta) -> None:
     assert "tap7" in names.read_text()
     daemon.terminate()
     wait_until(lambda: "tap7" not in names.read_text(), "end of the tap")
+
+
+@only_root
+def test_root_joins_where_the_device_of_taps_is_for_root_alone(pasta: Pasta) -> None:
+    """As `mknod /dev/net/tun c 10 200` makes it in many a container: nobody, who makes the tap, may not open it."""
+    device = pasta.workspace / "tun"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(10, 200))
+
+    def for_root_alone() -> None:
+        kernel.unshare(kernel.CLONE_NEWNS, "hide a device")
+        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+        kernel.mount(str(device), "/dev/net/tun", None, MS_BIND)
+
+    holder = pasta.holder()
+    pasta.background("-q", "--config-net", operands=[str(holder.pid)], preexec_fn=for_root_alone)
+    shown = subprocess.run(
+        ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "address"], capture_output=True, text=True
+    )
+    assert HOST4 in shown.stdout

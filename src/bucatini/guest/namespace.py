@@ -15,7 +15,7 @@ import struct
 
 from bucatini.errors import BucatiniError, HostError
 from bucatini.guest.configure import configure, write_sysctl
-from bucatini.guest.tap import open_tap
+from bucatini.guest.tap import open_device, open_tap
 from bucatini.host import kernel
 from bucatini.host.process import become, close_inherited, is_real_root
 from bucatini.lean import signals, sockets
@@ -113,7 +113,7 @@ def spawn(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
 def join(plan: Plan, settings: Settings, identity: Identity | None) -> Pending:
     """Begin to join the namespaces that `settings` names."""
     user, net = namespace_paths(settings)
-    return _fork(plan, settings, lambda sock: _join_namespaces(user, net, identity), None, identity)
+    return _fork(plan, settings, lambda _: _join_namespaces(user, net, identity, settings), None, identity)
 
 
 def namespace_paths(settings: Settings) -> tuple[str | None, str]:
@@ -140,11 +140,12 @@ def _open(path: str, what: str) -> int:
         raise HostError(f"open {what} namespace {path}", error.errno or 0) from None
 
 
-def _join_namespaces(user: str | None, net: str, identity: Identity | None) -> None:
-    """Enter the namespaces; both are opened before either is entered."""
+def _join_namespaces(user: str | None, net: str, identity: Identity | None, settings: Settings) -> int | None:
+    """Enter the namespaces; both are opened before either is entered. Returns the device for the tap where it is open."""
     # Between the two we are in theirs with one foot and at home with the other: their root must not trace us
     kernel.be_undumpable()
     net_fd = _open(net, "network")
+    device = None
     if user is not None:
         user_fd = _open(user, "user")
         mine = os.stat("/proc/self/ns/user")
@@ -153,6 +154,9 @@ def _join_namespaces(user: str | None, net: str, identity: Identity | None) -> N
             if identity is not None and kernel.capabilities() >> kernel.CAP_SYS_ADMIN & 1:
                 # In there its number may stand for nobody, and we would stay root of the host. Root without the right
                 # (a container's) can enter only what it has made itself, as root
+                kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
+                if not settings.splice_only:
+                    device = open_device()  # root may, whom we become perhaps not
                 kernel.keep_capabilities_once()
                 become(*identity)
                 kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
@@ -161,6 +165,7 @@ def _join_namespaces(user: str | None, net: str, identity: Identity | None) -> N
         os.close(user_fd)
     kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
     os.close(net_fd)
+    return device
 
 
 def _make_namespaces(settings: Settings, identity: Identity | None, sock: sockets.socket) -> None:
@@ -224,7 +229,7 @@ def _write_maps(child: int) -> bool:
 def _fork(
     plan: Plan,
     settings: Settings,
-    enter: Callable[[sockets.socket], None],
+    enter: Callable[[sockets.socket], int | None],
     run: Command | None,
     identity: Identity | None,
 ) -> Pending:
@@ -252,7 +257,7 @@ def _fork(
 def _child(
     plan: Plan,
     settings: Settings,
-    enter: Callable[[sockets.socket], None],
+    enter: Callable[[sockets.socket], int | None],
     run: Command | None,
     sock: sockets.socket,
     parent: int,
@@ -265,13 +270,13 @@ def _child(
             from bucatini.guest.maker import start_maker
         if run is not None:
             import warnings  # noqa: F401 - os.execvp imports it
-        enter(sock)
+        device = enter(sock)
         maker = start_maker(identity, isolated=settings.isolated) if makes else None
         if run is not None:
             _die_with(parent)
             if run.init:  # not earlier: the first process that is made then is its init
                 kernel.unshare(kernel.CLONE_NEWPID, "make namespaces", ADVICE)
-        tap = None if settings.splice_only else open_tap(plan.ifname)
+        tap = None if settings.splice_only else open_tap(plan.ifname, device)
         mac, notes = configure(plan, settings)
     except BucatiniError as error:
         sock.send(b"-" + str(error).encode(errors="replace")[:MESSAGE])

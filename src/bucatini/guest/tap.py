@@ -36,13 +36,18 @@ class Tap(NamedTuple):
     uso: bool
 
 
-def open_tap(name: str) -> Tap:
-    """Make the interface `name` in the current network namespace."""
+def open_device() -> int:
+    """Open what becomes a tap, in the network namespace in which we are now; HostError."""
     try:
-        fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         advice = "the tun module is missing, or this user may not open it: modprobe tun; chmod 666 /dev/net/tun"
         raise HostError(f"open {DEVICE}", error.errno or 0, advice) from None
+
+
+def open_tap(name: str, device: int | None = None) -> Tap:
+    """Make the interface `name` in the current network namespace, where `device` was opened, if it was."""
+    fd = open_device() if device is None else device
     try:
         request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
         fcntl.ioctl(fd, TUNSETIFF, request)
