@@ -19,7 +19,7 @@ import pytest
 from bucatini.host import kernel
 from system.namespaces import alive, descendants, wait_until
 from system.topology import HOST4, Pasta
-from system.users import only_root, only_unprivileged
+from system.users import only_root, only_unprivileged, unprivileged
 
 MS_BIND = 0x1000  # linux/mount.h
 
@@ -111,10 +111,18 @@ def test_the_command_has_the_callers_limit_of_open_files(pasta: Pasta) -> None:
 def test_nothing_that_pasta_has_open_is_in_the_namespace(pasta: Pasta, options: tuple[str, ...]) -> None:
     """Not in the command, nor in its init and who waits for that."""
     guest = pasta.guest("-q", "--pcap", str(pasta.workspace / "pcap"), *options)
-    inside = [pid for pid in descendants(guest.pid) if os.path.samefile(f"/proc/{pid}/ns/net", guest.path)]
-    assert len(inside) == (1 if options else 3)
+
+    def inside() -> list[int]:
+        found = []
+        for pid in descendants(guest.pid):
+            with contextlib.suppress(FileNotFoundError):  # the command has ended one of its own
+                if os.path.samefile(f"/proc/{pid}/ns/net", guest.path):
+                    found.append(pid)
+        return found
+
+    wait_until(lambda: len(inside()) == (1 if options else 3), "the command, its init and who waits for that")
     links = []
-    for fd in (fd for pid in inside for fd in Path(f"/proc/{pid}/fd").iterdir()):
+    for fd in (fd for pid in inside() for fd in Path(f"/proc/{pid}/fd").iterdir()):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             links.append(os.readlink(fd))
     assert links
@@ -269,9 +277,11 @@ def test_root_joins_where_the_device_of_taps_is_for_root_alone(pasta: Pasta) -> 
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
         kernel.mount(str(device), "/dev/net/tun", None, MS_BIND)
 
-    holder = pasta.holder()
+    root, pasta.user = pasta.user, unprivileged()
+    holder = pasta.holder()  # where root is none that could
+    pasta.user = root
     pasta.background("-q", "--config-net", operands=[str(holder.pid)], preexec_fn=for_root_alone)
     shown = subprocess.run(
-        ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "address"], capture_output=True, text=True
+        ["nsenter", f"--net=/proc/{holder.pid}/ns/net", "ip", "address"], check=True, capture_output=True, text=True
     )
     assert HOST4 in shown.stdout

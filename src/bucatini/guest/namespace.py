@@ -141,7 +141,7 @@ def _open(path: str, what: str) -> int:
 
 
 def _join_namespaces(user: str | None, net: str, identity: Identity | None, settings: Settings) -> int | None:
-    """Enter the namespaces; both are opened before either is entered. Returns the device for the tap where it is open."""
+    """Enter the namespaces; both are opened before either is entered. Returns the tap's device, if it is open."""
     # Between the two we are in theirs with one foot and at home with the other: their root must not trace us
     kernel.be_undumpable()
     net_fd = _open(net, "network")
