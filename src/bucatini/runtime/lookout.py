@@ -159,11 +159,19 @@ class Addresses:
         self.known = known
         self.due: float | None = 0.0  # at once: they may have changed while we started
         self.earliest = 0.0
+        self.deaf = 0.0  # until then changes may gather: on a router they come all the time
 
-    def changed(self, now: float) -> tuple[Own, Own] | None:
-        """Return them if they are others than before, and it is time to look; `now`: seconds, monotonic."""
-        if self.watch.changes.seen() and self.due is None:
-            self.due = max(now + SETTLE, self.earliest)
+    def changed(self, now: float, *, told: bool = False) -> tuple[Own, Own] | None:
+        """Return them if they are others than before, and it is time to look.
+
+        Args:
+            now: seconds, monotonic.
+            told: something has changed.
+        """
+        if told:
+            self.deaf = now + SETTLE
+            if self.watch.changes.seen() and self.due is None:
+                self.due = max(now + SETTLE, self.earliest)
         if self.due is None or now < self.due:
             return None
         self.due = None
@@ -179,8 +187,13 @@ class Addresses:
         return found
 
     def wait(self, now: float) -> int | None:
-        """Return how long nothing has to be done, ms."""
-        return None if self.due is None else max(0, int((self.due - now) * 1000)) + 1
+        """Return how long nothing has to be done, ms, None: until something changes, to be waited for (`hears`)."""
+        times = [at for at in (self.due, None if self.hears(now) else self.deaf) if at is not None]
+        return max(0, int((min(times) - now) * 1000)) + 1 if times else None
+
+    def hears(self, now: float) -> bool:
+        """Whether to be woken by changes."""
+        return now >= self.deaf
 
 
 def look(
@@ -201,6 +214,7 @@ def look(
         if watch.fd >= 0:
             poll.register(watch.fd, select.POLLIN)
         pause = watch.poll_ns // 1_000_000 or None
+    told = False
     while True:
         if watch is not None and watch.gone():
             os.write(writer, GONE)
@@ -211,9 +225,13 @@ def look(
             os.write(writer, packed(found))
         timeout = pause
         if follow is not None:
-            moved = follow.changed(time.monotonic())
+            moved = follow.changed(time.monotonic(), told=told)
             if moved is not None:
                 os.write(writer, packed_addresses(moved))
-            timeout = min((each for each in (pause, follow.wait(time.monotonic())) if each is not None), default=None)
-        if any(fd == writer for fd, _ in poll.poll(timeout)):
+            now = time.monotonic()
+            poll.modify(follow.watch.changes.fileno(), select.POLLIN if follow.hears(now) else 0)
+            timeout = min((each for each in (pause, follow.wait(now)) if each is not None), default=None)
+        ready = {fd for fd, _ in poll.poll(timeout)}
+        if writer in ready:
             return
+        told = follow is not None and follow.watch.changes.fileno() in ready

@@ -50,17 +50,16 @@ def test_a_lookout_that_does_not_answer_is_an_error(pipe: tuple[int, int], monke
 
 
 class Host:
-    """A host that changes when it is told to."""
+    """A host whose changes matter as it is told."""
 
     def __init__(self) -> None:
         self.now = (Own("192.0.2.2", 2), NOTHING)
-        self.news = False
+        self.matters = True
         self.looks = 0
         self.changes = self
 
     def seen(self) -> bool:
-        news, self.news = self.news, False
-        return news
+        return self.matters
 
     def look(self) -> tuple[Own, Own]:
         self.looks += 1
@@ -79,19 +78,16 @@ def test_the_hosts_addresses_are_looked_at_when_changes_have_settled(monkeypatch
     assert follow.wait(10) is None
     host.now = (Own("203.0.113.5", 3), NOTHING)
     assert follow.changed(11) is None  # nobody has said that there is anything
-    host.news = True
-    assert follow.changed(12) is None
-    host.news = True
-    assert follow.changed(12.1) is None
+    assert follow.changed(12, told=True) is None
     assert follow.wait(12.1) in (100, 101)
     assert follow.changed(12.19) is None
     assert host.looks == 1
     assert follow.changed(12.21) == host.now
+    assert follow.wait(12.21) is None
     assert host.looks == 2
     # A look that fails is made again
     host.now = (NOTHING, NOTHING)
-    host.news = True
-    assert follow.changed(20) is None
+    assert follow.changed(20, told=True) is None
     assert follow.changed(21) is None
     assert follow.changed(21 + lookout.RETRY - 0.1) is None
     assert host.looks == 3
@@ -104,9 +100,22 @@ def test_changes_without_end_do_not_put_a_look_off(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lookout.time, "monotonic", lambda: 0.0)
     assert follow.changed(10) is None
     for tenth in range(110, 116):
-        host.news = True
-        assert follow.changed(tenth / 10) is None
+        assert follow.changed(tenth / 10, told=True) is None
     assert host.looks > 1
+
+
+def test_changes_that_come_all_the_time_wake_nobody_for_each() -> None:
+    host = Host()
+    host.matters = False
+    follow = lookout.Addresses(cast("HostWatch", host), host.now)
+    assert follow.changed(10) is None
+    assert follow.hears(10)
+    assert follow.changed(11, told=True) is None
+    assert not follow.hears(11.1)
+    assert follow.wait(11.1) in (100, 101)
+    assert follow.hears(11.2)
+    assert follow.wait(11.2) is None
+    assert host.looks == 1
 
 
 def test_looking_takes_one_part_in_twenty_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +123,7 @@ def test_looking_takes_one_part_in_twenty_of_the_time_at_most(monkeypatch: pytes
     follow = lookout.Addresses(cast("HostWatch", host), host.now)
     monkeypatch.setattr(lookout.time, "monotonic", lambda: 13.0)  # it took three seconds
     assert follow.changed(10) is None
-    host.news = True
-    assert follow.changed(13) is None
+    assert follow.changed(13, told=True) is None
     assert follow.changed(69) is None
     assert host.looks == 1
     assert follow.changed(70) is None
