@@ -148,11 +148,12 @@ def is_bound(where: Namespace, port: int) -> bool:
 
 
 @both_versions
-def test_flows_share_a_low_port_that_forwards_itself(pasta: Pasta, version: int) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-isolation",)], ids=["", "open"])
+def test_flows_share_a_low_port_that_forwards_itself(pasta: Pasta, version: int, options: tuple[str, ...]) -> None:
     """Bound by the binder, as the same user as the flows: seen where the port has become anybody's."""
     if pasta.user.uid:
         pasta.user = pasta.user._replace(granted="net_bind_service")
-    guest = pasta.join("--config-net", "-u", "auto", "-T", "none", "-U", "none")
+    guest = pasta.join("--config-net", "-u", "auto", "-T", "none", "-U", "none", *options)
     server = pasta.topology.server.serve_udp(SERVER[version], reply)
     inside = guest.bind(ANY[version], 800)
     wait_until(lambda: is_bound(pasta.topology.host, 800), "the forward", 3)

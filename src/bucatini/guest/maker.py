@@ -49,6 +49,7 @@ def start_maker(identity: tuple[int, int] | None, *, isolated: bool, below: int 
                 if identity is not None and is_real_root():
                     kernel.keep_capabilities_once()
                     become(*identity)
+                    kernel.keep_capabilities(kernel.CAP_NET_BIND_SERVICE)  # and have it in effect again
                 if isolated:
                     # The binder has no use for files
                     profile = "binder" if below else "maker"
