@@ -1,7 +1,7 @@
 """Attacks on what a running instance has: its memory, its processor, its table of flows, its descriptors.
 
 Each is made while an established connection goes on asking and answering, which has to keep working, and new ones are
-opened beside it. `held_out` has the bounds: of memory, of the round trips that are left and how long one may take, and
+opened beside it. `Watch.result` has the bounds: of memory, of the round trips that are left and how long one may take, and
 that when the attack is over the processor rests and the guest is served as before. The bounds say that nothing stands
 still, on a busy machine too; what was measured goes into docs/attacks.md (`make attacks`).
 """
@@ -121,15 +121,55 @@ def rate(times: list[float]) -> float:
     return len(times) / sum(times)
 
 
-def held_out(guest: Guest, bystander: Bystander, figures: Figures, during: list[float]) -> None:
-    """The attack, which is over, has stopped nobody and leaves nothing behind that costs something."""
-    assert figures.grown < GROWTH
-    assert figures.during > LEFT * figures.before
-    assert statistics.median(during) < TYPICAL
-    assert figures.slowest < DEADLINE
-    assert figures.opened < OPENED
-    assert rate(bystander.ask(0.5)) > LEFT_AFTER * figures.before
-    assert_quiet(guest.pid, 1)
+class Watch:
+    """What an instance takes and how a bystander of an attack fares, from before it until it is over."""
+
+    def __init__(self, guest: Guest, port: int) -> None:
+        self.guest = guest
+        self.bystander = Bystander(guest, port)
+        self.before = rate(self.bystander.ask(1.0))
+        self.memory = status(guest.pid, "VmRSS")
+        self.during: list[float] = []
+        self.opened: list[float] = []
+
+    def begin(self, attacker: "subprocess.Popen[str]") -> None:
+        """As soon as it says that it is ready."""
+        assert attacker.stdout is not None
+        assert attacker.stdout.readline() == "ready\n"
+        self.said = attacker.stdout
+        self.busy, self.begun = processor_time(self.guest.pid), time.monotonic()
+
+    def lasts(self) -> float:
+        """Seconds, since it began."""
+        return time.monotonic() - self.begun
+
+    def ask(self, seconds: float) -> None:
+        self.during += self.bystander.ask(seconds)
+
+    def open(self) -> None:
+        self.opened = [self.bystander.new() for _ in range(3)]
+
+    def end(self) -> dict[str, float]:
+        """What the attacker says at its end."""
+        self.share = (processor_time(self.guest.pid) - self.busy) / self.lasts()
+        said: dict[str, float] = json.loads(self.said.readline())
+        self.grown = status(self.guest.pid, "VmHWM") - self.memory
+        return said
+
+    def result(self, name: str, per_second: float, found: dict[str, int], said: dict[str, float]) -> Result:
+        """The attack, which is over, has stopped nobody and leaves nothing behind that costs something."""
+        figures = Figures(
+            name=name, per_second=per_second, before=self.before, during=rate(self.during), slowest=max(self.during),
+            opened=max(self.opened), share=self.share, grown=self.grown,
+        )  # fmt: skip
+        assert figures.grown < GROWTH
+        assert figures.during > LEFT * figures.before
+        assert statistics.median(self.during) < TYPICAL
+        assert figures.slowest < DEADLINE
+        assert figures.opened < OPENED
+        assert rate(self.bystander.ask(0.5)) > LEFT_AFTER * figures.before
+        assert_quiet(self.guest.pid, 1)
+        return Result(figures, found, said)
 
 
 def attack(
@@ -141,36 +181,20 @@ def attack(
     over: Callable[[], None] = lambda: None,
 ) -> Result:
     """Let the guest attack, and measure what becomes of the others; `over` waits until it has left nothing to do."""
-    bystander = Bystander(guest, port)
-    before = bystander.ask(1.0)
-    memory = status(guest.pid, "VmRSS")
-    process = guest.start(
-        *NICE, sys.executable, "-I", "-S", ATTACKER, *map(str, (arguments[0], seconds, *arguments[1:])),
-        stderr=subprocess.DEVNULL,
+    watch = Watch(guest, port)
+    watch.begin(
+        guest.start(
+            *NICE, sys.executable, "-I", "-S", ATTACKER, *map(str, (arguments[0], seconds, *arguments[1:])),
+            stderr=subprocess.DEVNULL,
+        )
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    busy, begin = processor_time(guest.pid), time.monotonic()
-    during = bystander.ask(seconds / 2)
-    opened = [bystander.new() for _ in range(3)]
-    during += bystander.ask(max(0.2, seconds - (time.monotonic() - begin) - 0.2))
-    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
-    said = json.loads(process.stdout.readline())
-    grown = status(guest.pid, "VmHWM") - memory
+    watch.ask(seconds / 2)
+    watch.open()
+    watch.ask(max(0.2, seconds - watch.lasts() - 0.2))
+    said = watch.end()
     found = moved(guest)
     over()
-    figures = Figures(
-        name=name,
-        per_second=(said["sent"] - said["lost"]) / said["seconds"],
-        before=rate(before),
-        during=rate(during),
-        slowest=max(during),
-        opened=max(opened),
-        share=share,
-        grown=grown,
-    )
-    held_out(guest, bystander, figures, during)
-    return Result(figures, found, said)
+    return watch.result(name, (said["sent"] - said["lost"]) / said["seconds"], found, said)
 
 
 @pytest.fixture
@@ -350,28 +374,22 @@ def test_a_hundred_thousand_connections(pasta: Pasta, echo_port: int, record_pro
     guest.settle()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # which it has from us
     used = guest.descriptors()
-    bystander = Bystander(guest, echo_port)
-    before = bystander.ask(1.0)
-    memory = status(guest.pid, "VmRSS")
+    watch = Watch(guest, echo_port)
     holder = guest.start(
         *NICE, sys.executable, "-E", "-s", "-S", HOLDER, str(CONNECTIONS), SERVER4, *map(str, HELD), stdin=-1,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert holder.stdin is not None
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "ready\n"
-    busy, begin = processor_time(guest.pid), time.monotonic()
-    during: list[float] = []
+    watch.begin(holder)
     while not select.select([holder.stdout], [], [], 0)[0]:
-        during += bystander.ask(0.2)
-    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
-    said = json.loads(holder.stdout.readline())
-    grown = status(guest.pid, "VmHWM") - memory
+        watch.ask(0.2)
+    said = watch.end()
     assert said["silent"] == 0
     assert said["open"] + said["refused"] == CONNECTIONS
     assert said["open"] > min(0.9 * (most - used), 0.99 * CONNECTIONS)
     # With all of them open: the bystander goes on, the processor rests, and whoever comes is told at once
-    assert rate(bystander.ask(0.5)) > LEFT_AFTER * rate(before)
+    assert rate(watch.bystander.ask(0.5)) > LEFT_AFTER * watch.before
     assert_quiet(guest.pid, 1)
     if said["refused"]:
         begin = time.monotonic()
@@ -383,15 +401,10 @@ def test_a_hundred_thousand_connections(pasta: Pasta, echo_port: int, record_pro
     assert holder.stdout.readline() == "0\n", "connections that are not reset"
     assert holder.wait(60) == 0
     wait_until(lambda: guest.descriptors() < used + 100, "the end of the connections", 5)
-    opened = [bystander.new() for _ in range(3)]
-    found = moved(guest)
-    figures = Figures(
-        name=f"{CONNECTIONS:,} connections, {most:,} descriptors: {said['open']:,} held, the others refused",
-        per_second=CONNECTIONS / said["seconds"], before=rate(before), during=rate(during), slowest=max(during),
-        opened=max(opened), share=share, grown=grown,
-    )  # fmt: skip
-    held_out(guest, bystander, figures, during)
-    record(record_property, Result(figures, found), "tcp_opened_guest", "flow_refused", "tcp_rst_sent")
+    watch.open()
+    name = f"{CONNECTIONS:,} connections, {most:,} descriptors: {said['open']:,} held, the others refused"
+    result = watch.result(name, CONNECTIONS / said["seconds"], moved(guest), said)
+    record(record_property, result, "tcp_opened_guest", "flow_refused", "tcp_rst_sent")
     for listener in listeners:
         listener.close()
 
@@ -489,24 +502,15 @@ def test_a_flood_of_connections_at_a_forward(guest: Guest, echo_port: int, recor
     flood = guest.pasta.topology.server.start(
         *NICE, sys.executable, "-I", "-S", "-c", FLOOD, EXTRA4, "8080", str(SECONDS), stderr=subprocess.DEVNULL
     )
-    assert flood.stdout is not None
-    bystander = Bystander(guest, echo_port)
-    before = bystander.ask(1.0)
-    memory = status(guest.pid, "VmRSS")
-    assert flood.stdout.readline() == "ready\n"
-    busy, begin = processor_time(guest.pid), time.monotonic()
-    during = bystander.ask(SECONDS / 2)
-    opened = [bystander.new() for _ in range(3)]
-    share = (processor_time(guest.pid) - busy) / (time.monotonic() - begin)
-    said = json.loads(flood.stdout.readline())
-    grown = status(guest.pid, "VmHWM") - memory
+    watch = Watch(guest, echo_port)
+    watch.begin(flood)
+    watch.ask(SECONDS / 2)
+    watch.open()
+    said = watch.end()
     found = moved(guest)
-    figures = Figures(
-        name="connection flood at a forward, guest silent", per_second=said["opened"] / said["seconds"],
-        before=rate(before), during=rate(during), slowest=max(during), opened=max(opened), share=share, grown=grown,
-    )  # fmt: skip
-    held_out(guest, bystander, figures, during)
-    record(record_property, Result(figures, found), "tcp_opened_host", "tcp_half_open_evicted", "flow_refused")
+    name = "connection flood at a forward, guest silent"
+    result = watch.result(name, said["opened"] / said["seconds"], found, said)
+    record(record_property, result, "tcp_opened_host", "tcp_half_open_evicted", "flow_refused")
     assert found["tcp_opened_host"] > 500
 
 

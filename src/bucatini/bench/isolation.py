@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import statistics
 import sys
 import textwrap
@@ -21,7 +20,7 @@ from typing import NamedTuple
 from bucatini.bench import report, runner, systems
 from bucatini.bench.cells import CELLS, PLACEMENT, Cell
 from bucatini.bench.systems import OURS, System
-from bucatini.bench.topology import Topology
+from bucatini.bench.topology import Topology, put_back_when_ended
 
 ENVIRONMENT = "mtu65520"
 KEYS = (
@@ -104,20 +103,12 @@ def page(costs: list[Cost], pairs: int) -> str:
     return "\n".join([HEAD, textwrap.fill(where, 120), TABLE, *rows, ""])
 
 
-def end(number: int, _: object) -> None:
-    """Put back what was changed, undisturbed."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def main(argv: list[str]) -> int:
     """Measure, and write the page to a file; the arguments: FILE [STARTS PAIRS [CELL...]]."""
     starts, pairs = map(int, argv[1:3] or (STARTS, PAIRS))
     keys = argv[3:] or KEYS
     cells = [cell for cell in CELLS if cell.environment == ENVIRONMENT and cell.key in keys]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+    put_back_when_ended()
     text = page(measure(cells, starts, pairs), starts * pairs)
     Path(argv[0]).write_text(text)
     sys.stdout.write(text)

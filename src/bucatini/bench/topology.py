@@ -35,6 +35,7 @@ PATH_CPU = 0  # of a delay line
 FILES = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # descriptor limit of everything started here
 
 LINE_QUEUE = 20_000  # packets
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _TUN = Path("/dev/net/tun")
 
@@ -62,6 +63,18 @@ def sh(*commands: str) -> None:
 def as_user(command: list[str]) -> list[str]:
     """The command line that runs `command` as the unprivileged user."""
     return ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *command]
+
+
+def put_back_when_ended() -> None:
+    """Have a signal from outside put namespaces and settings back, which nothing interrupts then."""
+
+    def leave(number: int, _: object) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in ENDING:
+        signal.signal(number, leave)
 
 
 class Topology:

@@ -6,28 +6,17 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from bucatini.bench import baseline, report, runner
+from bucatini.bench import baseline, report, runner, topology
 from bucatini.bench.cells import CELLS
 from bucatini.bench.systems import NAMES, OURS
 from bucatini.errors import UsageError
 
 PROGRAMS = ("ip", "iperf3", "nstat", "nsenter", "setpriv", "prlimit", "taskset", "unshare", "sysctl")
 QUICK_ROUNDS, ROUNDS = 2, 5
-
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def leave(number: int, _: object) -> None:
-    """Ended from outside: namespaces and settings are put back, and nothing interrupts that."""
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 class Terminal(runner.Watcher):
@@ -97,8 +86,7 @@ def main(argv: list[str]) -> int:
     for program in PROGRAMS:
         if shutil.which(program) is None:
             raise UsageError(f"bench needs the program '{program}'")
-    for number in ENDING:
-        signal.signal(number, leave)
+    topology.put_back_when_ended()
     rounds = arguments.runs or (QUICK_ROUNDS if quick else ROUNDS)
     document = runner.measure(cells, wanted, arguments.peers, rounds, Terminal())
     if arguments.json:

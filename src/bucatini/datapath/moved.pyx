@@ -32,17 +32,13 @@ cdef extern from "<errno.h>" nogil:
 cdef bint is_gone(Worker *w, const sockaddr_any *sa, socklen_t size) noexcept nogil:
     """Whether the host does not have an address, or its link, (any more)."""
     cdef bint gone
-    cdef int fd = socket(sa.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0)
-    if fd < 0:  # descriptors have run out
-        close(w.spare_fd)
-        fd = socket(sa.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0)
-        gone = fd >= 0 and bind(fd, &sa.sa, size) < 0 and (errno == EADDRNOTAVAIL or errno == ENODEV)
-        if fd >= 0:
-            close(fd)
-        w.spare_fd = eventfd(0, EFD_CLOEXEC)
-        return gone
-    gone = bind(fd, &sa.sa, size) < 0 and (errno == EADDRNOTAVAIL or errno == ENODEV)
-    close(fd)
+    cdef int fd
+    close(w.spare_fd)  # so that there is one, also when descriptors have run out
+    fd = socket(sa.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    gone = fd >= 0 and bind(fd, &sa.sa, size) < 0 and (errno == EADDRNOTAVAIL or errno == ENODEV)
+    if fd >= 0:
+        close(fd)
+    w.spare_fd = eventfd(0, EFD_CLOEXEC)
     return gone
 
 

@@ -145,25 +145,28 @@ def _join_namespaces(user: str | None, net: str, identity: Identity | None, sett
     # Between the two we are in theirs with one foot and at home with the other: their root must not trace us
     kernel.be_undumpable()
     net_fd = _open(net, "network")
-    device = None
-    if user is not None:
-        user_fd = _open(user, "user")
-        mine = os.stat("/proc/self/ns/user")
-        # Joining one's own is refused (EINVAL); root of the first one has all it needs without
-        if os.fstat(user_fd).st_ino != mine.st_ino:
-            if identity is not None and kernel.capabilities() >> kernel.CAP_SYS_ADMIN & 1:
-                # In there its number may stand for nobody, and we would stay root of the host. Root without the right
-                # (a container's) can enter only what it has made itself, as root
-                kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
-                if not settings.splice_only:
-                    device = open_device()  # root may, whom we become perhaps not
-                kernel.keep_capabilities_once()
-                become(*identity)
-                kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
-                kernel.be_undumpable()
-            kernel.setns(user_fd, kernel.CLONE_NEWUSER, f"join user namespace {user}")
+    user_fd = -1 if user is None else _open(user, "user")
+    # Joining one's own is refused (EINVAL); root of the first one has all it needs without
+    if user_fd >= 0 and os.fstat(user_fd).st_ino == os.stat("/proc/self/ns/user").st_ino:
         os.close(user_fd)
-    kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
+        user_fd = -1
+    device = None
+    # In there root's number may stand for nobody, and we would stay root of the host. Root without the right (a
+    # container's) can enter only what it has made itself, as root
+    becomes = user_fd >= 0 and identity is not None and bool(kernel.capabilities() >> kernel.CAP_SYS_ADMIN & 1)
+    if identity is not None and becomes:
+        kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
+        if not settings.splice_only:
+            device = open_device()  # root may, whom we become perhaps not
+        kernel.keep_capabilities_once()
+        become(*identity)
+        kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
+        kernel.be_undumpable()
+    if user_fd >= 0:
+        kernel.setns(user_fd, kernel.CLONE_NEWUSER, f"join user namespace {user}")
+        os.close(user_fd)
+    if not becomes:
+        kernel.setns(net_fd, kernel.CLONE_NEWNET, f"join network namespace {net}")
     os.close(net_fd)
     return device
 

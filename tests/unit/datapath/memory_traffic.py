@@ -28,6 +28,8 @@ MAPPED_LOOPBACK = {4: bytes(10) + b"\xff\xff\x7f\0\0\1", 6: bytes(15) + b"\1"}
 ENDS = {4: (GUEST, HOST), 6: (GUEST6, HOST6)}
 MSS = 1400
 SUPER = 20 * MSS
+WINDOW = 65535  # of the guest,
+FULL = WINDOW // MSS * MSS  # and what fits into it
 IN_FLIGHT = 3 * SUPER  # bytes of the guest's: in small frames too the socket of the link takes them at once
 PULLED = 400_000  # bytes of a transfer to the guest
 BURST = 64  # datagrams
@@ -64,7 +66,7 @@ class Connection:
         options: tuple[tuple[int, bytes], ...] = (),
     ) -> None:  # fmt: skip
         seq = self.nxt if at is None else at
-        made = Tcp(self.sport, self.dport, seq, self.rcv, flags, 65535, payload, options=options)
+        made = Tcp(self.sport, self.dport, seq, self.rcv, flags, WINDOW, payload, options=options)
         self.subject.send(6, made.emit(*ENDS[self.version]), version=self.version, segment=segment)
         self.nxt = max(self.nxt, seq + len(payload) + bool(flags & (SYN | FIN)))
 
@@ -166,6 +168,29 @@ class Connection:
             got += size
             self.say(ACK)
         peer.settimeout(20)
+
+    def pull_at_once(self, peer: socket.socket) -> None:
+        """Take data of the host's with all in flight that the window allows, and no more acknowledged than a segment.
+
+        Without SO_PEEK_OFF a read has what is in flight in front of it, which is nowhere longer than here.
+        """
+        with self.subject.stopped():
+            assert peer.send(bytes(FULL + MSS)) == FULL + MSS
+        self.hear_up_to(FULL)
+        self.rcv += MSS
+        self.say(ACK)
+        self.hear_up_to(FULL)
+        self.rcv += FULL
+        self.say(ACK)
+
+    def hear_up_to(self, size: int) -> None:
+        """Wait for so many bytes behind what was acknowledged."""
+        end = self.rcv
+        while end < self.rcv + size:
+            segment = self.hear()
+            if segment.payload and segment.seq == end & 0xFFFFFFFF:
+                end += len(segment.payload)
+        assert end == self.rcv + size
 
     def fill_hole(self, size: int) -> int:
         """Of what has come a segment is lost, and comes again when three behind it were told; how much there is."""
@@ -303,10 +328,11 @@ class Traffic:
                 self.bypass_datagrams(version, PORTS[name])
 
     def all_at_once(self) -> None:
-        """More than a round has at a time: every connection full, and pings that nobody reads the answers of."""
+        """More than a round has at a time: every connection full, both ways, and pings whose answers nobody reads."""
         sizes = {key: connection.stall() for key, connection in self.connections.items()}
         for key, size in sizes.items():
             self.connections[key].read_at(self.peers[key], size)
+            self.connections[key].pull_at_once(self.peers[key])
         ping = self.subject.frame(1, self.echo(4, 9, bytes(PINGED)))
         for _ in range(40):
             self.subject.end.sendall(ping)
