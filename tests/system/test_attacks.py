@@ -1,7 +1,7 @@
 """Attacks on what a running instance has: its memory, its processor, its table of flows, its descriptors.
 
 Each is made while an established connection goes on asking and answering, which has to keep working, and new ones are
-opened beside it. `Watch.result` has the bounds: of memory, of the round trips that are left and how long one may take, and
+opened beside it. `Watch.result` has the bounds: of memory, of the round trips left and how long one may take, and
 that when the attack is over the processor rests and the guest is served as before. The bounds say that nothing stands
 still, on a busy machine too; what was measured goes into docs/attacks.md (`make attacks`).
 """

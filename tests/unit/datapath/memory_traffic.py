@@ -28,8 +28,7 @@ MAPPED_LOOPBACK = {4: bytes(10) + b"\xff\xff\x7f\0\0\1", 6: bytes(15) + b"\1"}
 ENDS = {4: (GUEST, HOST), 6: (GUEST6, HOST6)}
 MSS = 1400
 SUPER = 20 * MSS
-WINDOW = 65535  # of the guest,
-FULL = WINDOW // MSS * MSS  # and what fits into it
+WINDOW = 65535  # of the guest
 IN_FLIGHT = 3 * SUPER  # bytes of the guest's: in small frames too the socket of the link takes them at once
 PULLED = 400_000  # bytes of a transfer to the guest
 BURST = 64  # datagrams
@@ -170,27 +169,31 @@ class Connection:
         peer.settimeout(20)
 
     def pull_at_once(self, peer: socket.socket) -> None:
-        """Take data of the host's with all in flight that the window allows, and no more acknowledged than a segment.
+        """Take data of the host's with all in flight that the window allows, of which first a segment is acknowledged.
 
         Without SO_PEEK_OFF a read has what is in flight in front of it, which is nowhere longer than here.
         """
+        last = self.rcv + WINDOW + MSS
         with self.subject.stopped():
-            assert peer.send(bytes(FULL + MSS)) == FULL + MSS
-        self.hear_up_to(FULL)
-        self.rcv += MSS
-        self.say(ACK)
-        self.hear_up_to(FULL)
-        self.rcv += FULL
-        self.say(ACK)
-
-    def hear_up_to(self, size: int) -> None:
-        """Wait for so many bytes behind what was acknowledged."""
+            assert peer.send(bytes(last - self.rcv)) == last - self.rcv
         end = self.rcv
-        while end < self.rcv + size:
+        for acknowledged in (0, MSS):
+            self.rcv += acknowledged
+            self.say(ACK)
+            while end - self.rcv <= WINDOW - MSS:
+                end = self.follow(end)
+        while self.rcv < last:
+            self.rcv = end
+            self.say(ACK)
+            if end < last:
+                end = self.follow(end)
+
+    def follow(self, end: int) -> int:
+        """Wait for what comes next; returns where it ends."""
+        while True:
             segment = self.hear()
             if segment.payload and segment.seq == end & 0xFFFFFFFF:
-                end += len(segment.payload)
-        assert end == self.rcv + size
+                return end + len(segment.payload)
 
     def fill_hole(self, size: int) -> int:
         """Of what has come a segment is lost, and comes again when three behind it were told; how much there is."""
@@ -454,9 +457,9 @@ def main() -> None:
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
     with contextlib.suppress(OSError):  # before Linux 6 it is not there for users who are root in a namespace only
         QUEUE.write_text("512")
-    # What waits in the kernel is no more than it takes
-    for name in ("tcp_rmem", "tcp_wmem"):
-        Path(f"/proc/sys/net/ipv4/{name}").write_text("4096 65536 262144")
+    # What waits in the kernel is no more than it takes, and no less than the window of the guest
+    for name, usual in (("tcp_rmem", 262144), ("tcp_wmem", 65536)):
+        Path(f"/proc/sys/net/ipv4/{name}").write_text(f"4096 {usual} 262144")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     traffic = Traffic(kind)
     for _ in range(WARM_UP):
