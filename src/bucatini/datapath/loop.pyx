@@ -2,7 +2,8 @@
 
 Each turn: wait; take a batch of frames from the link and run it through the protocols; serve the sockets that have
 something; continue the flows that used up their share; fire timers. The loop runs without the GIL. It takes it for
-four things only: a frame of the slow path, a descriptor that Python watches, the slow path's timer, and the trace.
+these only: a frame of the slow path, a descriptor that Python watches, the slow path's timer, a link that is lost, what
+has run out (once each), and the trace.
 
 An exception in Python, of whatever kind, costs the frame it was about (`slow_errors`), never the loop.
 
@@ -455,6 +456,7 @@ cdef class DataPath:
         listener.port = port
         listener.to = to
         listener.scope_id = scope_id
+        listener.accepts = 1
         parse_address(&listener.address, address)
         parse_address(&listener.to_address, to_address)
         self._register(fd, <uint64_t> REF_LISTENER << 56 | index)
@@ -530,6 +532,7 @@ cdef class DataPath:
         while not self.stopped:
             n = self._wait(events)
             w.now = clock_ns()
+            w.turn += 1
             if n < 0 and errno != EINTR:
                 self.failed = errno
                 return

@@ -23,7 +23,7 @@ from bucatini.datapath.syscalls cimport (
 from bucatini.datapath.tcp cimport TcpActions, tcp_to_guest
 from bucatini.datapath.tcp_io cimport (
     tcp_abort_host, tcp_bound_now, tcp_emit_reset, tcp_emit_syn, tcp_forget, tcp_initial_number, tcp_our_mss,
-    tcp_prepare, tcp_watch,
+    tcp_watch,
 )
 from bucatini.datapath.tcp_splice cimport splice_accept
 from bucatini.datapath.timers cimport timer_arm
@@ -36,7 +36,7 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef enum:
-    ACCEPTS = 16  # connections taken from a listener in one turn
+    ACCEPTS = 16  # connections taken from a listener in one turn, at most
     LEFT = 8  # one flow in so many is none of a forward's: whatever comes in, the guest can open connections of its own
 
 
@@ -96,7 +96,6 @@ cdef void open_from_host(Worker *w, Listener *listener, int fd, const sockaddr_a
     memcpy(&flow.target, &peer, sizeof(addr_t))
     flow.target_port = key.rport
     flow.u.tcp.connected = 1
-    tcp_prepare(fd)
     tcp_to_guest(&flow.u.tcp.conn, tcp_initial_number(w, &key), tcp_our_mss(w, &key), tcp_bound_now(w), w.now, &a)
     if tcp_watch(w, flow) < 0:
         count(w, C_FLOW_REFUSED)
@@ -125,7 +124,14 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
     cdef socklen_t size
     cdef int fd, error
     cdef bint short
-    for _i in range(ACCEPTS):
+    # accept4() that finds nobody costs as much as one that does, so one connection is taken; more where a listener is
+    # ready again at once
+    if listener.turn + 1 != w.turn:
+        listener.accepts = 1
+    elif listener.accepts < ACCEPTS:
+        listener.accepts *= 2
+    listener.turn = w.turn
+    for _i in range(listener.accepts):
         size = sizeof(sa)
         fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:

@@ -18,7 +18,6 @@ cdef void tcp_continue(Worker *w, Flow *flow) noexcept nogil  # a flow that put 
 cdef void tcp_timer(Worker *w, Flow *flow) noexcept nogil  # its timer fired
 
 # For `tcp_forward`
-cdef void tcp_prepare(int fd) noexcept nogil  # options that every socket of the host's side has
 cdef int tcp_watch(Worker *w, Flow *flow) noexcept nogil  # adds it to epoll; 0 or -errno
 cdef void tcp_emit_syn(Worker *w, Flow *flow, uint8_t flags) noexcept nogil
 cdef void tcp_emit_reset(Worker *w, Flow *flow) noexcept nogil

@@ -678,13 +678,6 @@ cdef void tcp_flush(Worker *w) noexcept nogil:
 # Guest to host
 
 
-cdef void tcp_prepare(int fd) noexcept nogil:
-    """Set what every socket of the host's side has."""
-    cdef int one = 1
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # T28: the guest's own Nagle is enough
-    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))  # T31: urgent bytes stay in their place
-
-
 cdef int tcp_watch(Worker *w, Flow *flow) noexcept nogil:
     return worker_watch(w, flow, EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP)
 
@@ -698,7 +691,8 @@ cdef int open_socket(Worker *w, const Target *target) noexcept nogil:
     cdef int fd = socket(AF_INET if v4 else AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP)
     if fd < 0:
         return -errno
-    tcp_prepare(fd)
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # T28: the guest's own Nagle is enough
+    setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one))  # T31: urgent bytes stay in their place
     if not addr_is_unspecified(&target.source):
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))
         size = sockaddr_fill(&sa, &target.source, 0, target.scope_id)

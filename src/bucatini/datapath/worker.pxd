@@ -1,7 +1,8 @@
 """`Worker`: what one thread of the packet path owns. Nothing in it is shared; nothing global is written.
 
-An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of a flow (by its socket, or by
-the second one of a spliced connection), a listener, a descriptor that Python watches, or the maker of sockets.
+An epoll reference (64 bits) is kind (8 bits), generation (24 bits), index (32 bits): of the link, a flow (by its
+socket, or by the second one of a spliced connection), a listener, a descriptor that Python watches, or the maker of
+sockets.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -54,6 +55,8 @@ cdef struct Listener:  # a bound forward
     uint32_t scope_id
     addr_t address  # bound on, unspecified: any
     addr_t to_address  # on the other side, unspecified: the guest's own; from the namespace: what was asked
+    uint32_t turn  # in which it was served last
+    uint8_t accepts  # connections that were to be taken then
     bint used
 
 cdef struct WorkerSettings:  # fixed while the worker runs
@@ -92,6 +95,7 @@ cdef struct Worker:
     uint32_t listener_limit
     int epoll
     uint64_t now  # ns, CLOCK_MONOTONIC, read once per turn and after waiting
+    uint32_t turn  # its number
     uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
     siphash_key isn_key
     uint64_t acknowledge_at  # ns, when acknowledgements of TCP that were put off are due; 0: none is
