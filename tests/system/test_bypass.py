@@ -777,9 +777,20 @@ def test_L4_two_instances_do_not_keep_each_others_forwards_alive(pasta: Pasta) -
         assert not {7777, 7779} & udp_ports(namespace)
 
 
+@both_ways
+def test_beside_auto_a_list_says_which_ports_may_be_followed(pasta: Pasta, direction: str) -> None:
+    option = {"in": "-t", "out": "-T"}[direction]
+    guest = pasta.guest("--config-net", option, "8000-8010,9000:7777,auto")
+    here, there = (pasta.topology.host, guest) if direction == "in" else (guest, pasta.topology.host)
+    for port in (8005, 7777, 7778):
+        there.serve_tcp(LOOPBACK[4] if direction == "out" else ANY[4], echo, port=port)
+    wait_until(lambda: is_open(here, "127.0.0.1", 8005) and is_open(here, "127.0.0.1", 9000), "two forwards", 3)
+    assert not any(is_open(here, "127.0.0.1", port) for port in (7777, 7778, 8000, 8004, 8006))
+
+
 def test_L4_the_source_ports_of_flows_are_not_forwarded(pasta: Pasta) -> None:
     """A flow's socket keeps its peer's port: on the other side that port is bound, and by us."""
-    guest = pasta.guest("--config-net", "-u", "auto,8080:80", "-U", "auto,8081:81")
+    guest = pasta.guest("--config-net", "-u", "auto", "-u", "8080:80", "-U", "auto", "-U", "8081:81")
     host = pasta.topology.host
     guest.serve_udp(HOST[4], lambda data, _: data, port=80)
     host.serve_udp("127.0.0.1", lambda data, _: data, port=81)

@@ -122,8 +122,9 @@ switches that off.
 
 AUTO = r""".TP
 .B auto
-The ports that are bound on the other side, but for those that the kernel hands out itself; looked for every second.
-This is the default: a sandbox should say
+Of the ports that the list names, those to which something is bound on the other side, which is looked for every
+second; none of them has to be free. Without any, of all but those that the kernel hands out itself. That is the
+default: a sandbox should say
 .B none
 for
 .BR \-T " and " \-U ,
@@ -134,7 +135,8 @@ together with
 PASTA_TAIL = r""".SH "EXIT STATUS"
 .TP
 .B 0
-Connected, and in the background; or ended by SIGTERM, SIGQUIT or the end of the namespace; or
+Connected, and in the background; or ended by SIGTERM, SIGQUIT, SIGINT or the end of the namespace (with a command on a
+terminal, SIGQUIT and SIGINT are for that alone); or
 .BR \-\-help " or " \-\-version .
 .TP
 .B 1

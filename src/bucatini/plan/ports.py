@@ -9,8 +9,10 @@ A specification keeps where to listen and which ports go where; `rules` turns th
 
 Exclusions win over everything else in their list; a list of nothing but exclusions means all other ports. Neither
 that nor `all` includes the ports that the kernel hands out itself (ip_local_port_range), and neither insists on
-every port (`weak`). Several specifications add up; named ports take precedence over those of `all`, whatever the
-order. IPv6 addresses may stand in brackets, and behind a colon must where FIRST:TOADDR could be read as an address.
+every port (`weak`). With `auto` in it, a list means those of its ports to which something is bound on the other side
+(`runtime/auto`); `auto` alone stands for `all,auto`. Several specifications add up; named ports take precedence over
+those of `all`, whatever the order. IPv6 addresses may stand in brackets, and behind a colon must where FIRST:TOADDR
+could be read as an address.
 
 What is wrong with a specification is a UsageError in one line, names and values of the user's made printable.
 """
@@ -46,7 +48,7 @@ class ForwardSpec(NamedTuple):
     interface: str | None = None  # listen on this host interface; None: any
     ranges: tuple[PortRange, ...] = ()  # ascending, disjoint
     excluded: tuple[tuple[int, int], ...] = ()
-    auto: bool = False  # also those bound on the other side
+    auto: bool = False  # of all these, those bound on the other side
 
 
 class ForwardRule(NamedTuple):
@@ -138,9 +140,7 @@ def _parse(text: str, value: str) -> ForwardSpec:
             raise _Fault("'none' stands alone")
         else:
             ranges.append(_mapping(element))
-    if auto and everything is not None:
-        raise _Fault("'auto' does not go with 'all'")
-    if everything is None and not ranges and not auto:
+    if everything is None and not ranges:
         everything = PortRange(1, PORT_MAX, 1, weak=True)
     ranges.sort(key=_first)
     for at, entry in enumerate(ranges[1:]):
@@ -253,7 +253,7 @@ def _mapping(element: str) -> PortRange:
     return PortRange(first, last, to, to_address)
 
 
-def _without(first: int, last: int, holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def without(first: int, last: int, holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return what is left of first..last without the holes, ascending."""
     left = []
     for low, high in sorted(holes):
@@ -272,7 +272,8 @@ def rules(
 ) -> tuple[ForwardRule, ...]:
     """Return the rules of one protocol's specifications: those of named ports first, none overlapping another.
 
-    What a specification says again, a broader one before or behind it included, counts once.
+    Those with `auto` make none: their ports come and go (`runtime/auto`). What a specification says again, a broader
+    one before or behind it included, counts once.
 
     Args:
         ephemeral: first and last port that the kernel hands out itself.
@@ -281,7 +282,7 @@ def rules(
     Raises:
         UsageError: two specifications send the same port of the same address to different places.
     """
-    specs = tuple(specs)
+    specs = tuple(spec for spec in specs if not spec.auto)
     named: list[ForwardRule] = []
     others: list[ForwardRule] = []
     for known, weak in ((named, False), (others, True)):
@@ -293,7 +294,7 @@ def rules(
                 holes = list(spec.excluded)
                 if weak:
                     holes += [ephemeral, *((r.first, r.last) for r in named if _meet(r, rule))]
-                for first, last in _without(entry.first, entry.last, holes):
+                for first, last in without(entry.first, entry.last, holes):
                     _add(known, _part(rule, first, last))
     return (*named, *others)
 
@@ -360,4 +361,4 @@ def _add(known: list[ForwardRule], new: ForwardRule) -> None:
 
 
 def _cut(rule: ForwardRule, low: int, high: int) -> list[ForwardRule]:
-    return [_part(rule, first, last) for first, last in _without(rule.first, rule.last, [(low, high)])]
+    return [_part(rule, first, last) for first, last in without(rule.first, rule.last, [(low, high)])]

@@ -112,7 +112,7 @@ class Settings(NamedTuple):
         inward, outward = self.tcp_ports + self.udp_ports, self.tcp_ns + self.udp_ns
         if any(spec.auto for spec in inward):
             return True
-        return self.bypass and any(spec.ranges or spec.auto for spec in inward + outward)
+        return self.bypass and any(spec.ranges for spec in inward + outward)
 
     def is_automatic(self) -> bool:
         """Whether ports forward themselves."""

@@ -4,8 +4,9 @@ Every second the sockets that are bound in the namespace and on the host are com
 them: what is new is bound on the other side, what is gone is unbound; connections go on. UDP follows TCP's ports as
 well.
 
-Left out: our own sockets, known by their inodes, so that a forward never leads back to itself; the ports that the
-kernel hands out (ip_local_port_range); what was excluded, or is forwarded by name anyway. Towards the namespace: what
+Left out: our own sockets, known by their inodes, so that a forward never leads back to itself; unless they are named
+beside `auto`, the ports that the kernel hands out (ip_local_port_range); what was excluded, or is forwarded by name
+anyway. Towards the namespace: what
 is bound to its loopback alone, which is not to be reached from outside (L2), unless --host-lo-to-ns-lo leads there, and
 then from the host's loopback only. From the namespace: what the host's loopback does not reach.
 
@@ -28,7 +29,7 @@ from bucatini.errors import HostError
 from bucatini.host.listeners import TABLES, Ports, ProcTables, SocketDiag, add_ports, is_any, is_loopback, no_ports
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
-from bucatini.plan.ports import ForwardRule, ForwardSpec
+from bucatini.plan.ports import PORT_MAX, ForwardRule, ForwardSpec, without
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ class Follower(NamedTuple):
     protocol: int
     guest: bool  # binds in the guest's namespace, what the host has
     spec: ForwardSpec
+
+
+class Way(NamedTuple):
+    """Ports that lead to others of the other side, as `PortRange`, and those of them that do not after all."""
+
+    first: int
+    last: int
+    to: int
+    to_address: str | None
+    but: list[tuple[int, int]]
 
 
 class Active(NamedTuple):
@@ -156,7 +167,6 @@ class AutoForwards:
             most: forwards that there may be at the same time.
             notice: tells what has run out, once.
         """
-        self.wanted = wanted
         self.path = path
         self.maker = maker
         self.binder = binder
@@ -166,6 +176,8 @@ class AutoForwards:
         self.most = most
         self.notice = notice
         self.named = {False: inward, True: outward}
+        self.wanted = [(follower, self._ways(follower)) for follower in wanted]
+        self.sought = {guest: self._sought(guest) for guest in (False, True)}
         self.ours = {False: {inode(e.fd) for e in bound if not e.guest}, True: {inode(e.fd) for e in bound if e.guest}}
         self.guest = guest_source(maker) if any(not follower.guest for follower in wanted) else None
         self.host = host_source() if any(follower.guest for follower in wanted) else None
@@ -174,6 +186,27 @@ class AutoForwards:
         self.look: Iterator[bool] | None = None  # that is under way
         self.full = False  # nothing more could be bound or served
         self.last = {False: 0, True: 0}  # port that was tried
+
+    def _ways(self, follower: Follower) -> list[Way]:
+        """Return where ports lead: what is named goes before what is not, as in `plan/ports`."""
+        _, guest, spec = follower
+        but = [*spec.excluded]
+        but += [(rule.first, rule.last) for rule in self.named[guest] if rule.protocol == follower.protocol]
+        others = [*but, self.ephemeral, *((entry.first, entry.last) for entry in spec.ranges if not entry.weak)]
+        return [
+            Way(entry.first, entry.last, entry.to, entry.to_address, others if entry.weak else but)
+            for entry in spec.ranges
+        ]
+
+    def _sought(self, guest: bool) -> bytearray:
+        """Return for each port of the other side, 0 to 65535, whether (1, 0) any lead there."""
+        sought = bytearray(PORT_MAX + 1)
+        for follower, ways in self.wanted:
+            for way in ways if follower.guest == guest else ():
+                for first, last in without(way.first, way.last, way.but):
+                    begin = way.to + first - way.first
+                    sought[begin : begin + last - first + 1] = b"\1" * (last - first + 1)
+        return sought
 
     def scan(self) -> int:
         """Look what has changed, and follow, as far as one turn may take; returns ns until the next one.
@@ -215,13 +248,14 @@ class AutoForwards:
         found, alone = no_ports(), no_ports()
         whole = True
         ours = self.ours[not guest]
+        sought = self.sought[guest]
         local = not guest and self.settings.host_lo_to_ns_lo
         for part in source.parts():
             if part is None:
                 whole = False
                 self.notice("sockets")
             else:
-                usable = [entry for entry in part if not self.ephemeral[0] <= entry.port <= self.ephemeral[1]]
+                usable = [entry for entry in part if sought[entry.port]]
                 add_ports(found, usable, loopback=guest, others=not guest, not_ours=ours)
                 if local:
                     usable = [entry for entry in usable if not is_any(entry.address) and is_loopback(entry.address)]
@@ -233,8 +267,8 @@ class AutoForwards:
         """Whether there is no reason any more for a forward."""
         guest, rule = key
         return seen.whole and not any(
-            rule in self._rules(follower, rule.first, seen)
-            for follower in self.wanted
+            rule in self._rules(follower, ways, rule.to, seen)
+            for follower, ways in self.wanted
             if follower.guest == guest and follower.protocol == rule.protocol
         )
 
@@ -247,10 +281,10 @@ class AutoForwards:
             yield False
             if tries >= TRIES:
                 return True
-            for follower in self.wanted:
+            for follower, ways in self.wanted:
                 if follower.guest != guest:
                     continue
-                for rule in self._rules(follower, port, seen):
+                for rule in self._rules(follower, ways, port, seen):
                     if (guest, rule) in self.active or (guest, rule) in self.asked:
                         continue
                     if self.full or len(self.active) + len(self.asked) >= self.most:
@@ -266,29 +300,32 @@ class AutoForwards:
                         yield True
         return False
 
-    def _rules(self, follower: Follower, port: int, seen: Seen) -> list[ForwardRule]:
-        """Return the forwards that an `auto` makes of a port."""
+    def _rules(self, follower: Follower, ways: list[Way], port: int, seen: Seen) -> list[ForwardRule]:
+        """Return the forwards that an `auto` makes of a port of the other side."""
         protocol, _, spec = follower
         version, address_of = _version(seen.found, protocol, port), ANY
         if version is None:
             version, address_of = _version(seen.alone, protocol, port), LOOPBACKS
         if version is None:
             return []
-        if any(low <= port <= high for low, high in spec.excluded):
-            return []
-        if any(rule.protocol == protocol and rule.first <= port <= rule.last for rule in self.named[follower.guest]):
-            return []
         return [
-            ForwardRule(protocol, address, spec.interface, port, port, port, None, weak=True, text=spec.text)
-            for address in self._addresses(spec, version, address_of)
+            ForwardRule(protocol, address, spec.interface, first, first, port, way.to_address, weak=True, text="auto")
+            for way in ways
+            if way.first <= (first := port - way.to + way.first) <= way.last
+            and not any(low <= first <= high for low, high in way.but)
+            for address in self._addresses(spec.address, way.to_address, version, address_of)
         ]
 
-    def _addresses(self, spec: ForwardSpec, version: int, address_of: dict[int, str]) -> list[str | None]:
-        """Return what to bind for a port that is bound for an IP version (0: both)."""
+    def _addresses(
+        self, address: str | None, to_address: str | None, version: int, address_of: dict[int, str]
+    ) -> list[str | None]:
+        """Return what to bind, at `address` if there is one, for a port that is bound for an IP version (0: both)."""
         on = [number for number, enabled in ((4, self.versions.v4), (6, self.versions.v6)) if enabled]
         on = [number for number in on if version in {0, number}]
-        if spec.address is not None:
-            return [spec.address] if (6 if ":" in spec.address else 4) in on else []
+        if to_address is not None:  # the version stays the same on the way
+            on = [number for number in on if number == (6 if ":" in to_address else 4)]
+        if address is not None:
+            return [address] if (6 if ":" in address else 4) in on else []
         if len(on) == 2 and address_of is ANY:
             return [None]
         return [address_of[number] for number in on]

@@ -104,7 +104,6 @@ def test_L5_where_to_listen(value: str, address: str | None, interface: str | No
         ("all:ff02::1", "'ff02::1' is no address of a single host"),
         ("all:", "'' is no address"),
         ("all,all", "'all' is given twice"),
-        ("auto,all", "'auto' does not go with 'all'"),
         ("80,none", "'none' stands alone"),
         ("10.0.0.1/none", "'none' stands alone"),
         ("none,none", "'none' stands alone"),
@@ -134,12 +133,15 @@ def test_what_is_wrong_is_said_in_one_line(value: str, what: str) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("value", ["auto", "%eth0/auto", "8080:80,auto", "auto,~22", "~22,auto"])
-def test_auto_goes_with_ports_and_exclusions(value: str) -> None:
+@pytest.mark.parametrize("value", ["auto", "%eth0/auto", "8080:80,auto", "auto,~22", "~22,auto", "auto,all"])
+def test_auto_is_about_the_ports_that_its_list_means(value: str) -> None:
     spec = parse_forward("-t", value)
     assert spec.auto
     assert spec.excluded == (((22, 22),) if "22" in value else ())
-    assert [(r.first, r.to, r.weak) for r in spec.ranges] == ([(8080, 80, False)] if "80" in value else [])
+    assert [(r.first, r.last, r.to, r.weak) for r in spec.ranges] == (
+        [(8080, 8080, 80, False)] if "80" in value else [(1, 65535, 1, True)]
+    )
+    assert not found(value)  # nothing is bound at the start
 
 
 # Several specifications

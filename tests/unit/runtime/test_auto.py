@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bucatini.host.listeners import Listener
-from bucatini.plan.ports import ForwardRule, ForwardSpec
+from bucatini.plan.ports import ForwardRule, parse_forward
 from bucatini.plan.settings import Settings
 from bucatini.runtime import auto
 from bucatini.runtime.auto import AutoForwards, Follower
@@ -106,11 +106,12 @@ class World:
         if port in self.taken:
             raise OSError
         self.inodes += 1
-        return auto.Bound(self.inodes, rule.protocol, 0, port, port, b"", b"", 0)
+        return auto.Bound(self.inodes, rule.protocol, 0, port, rule.to, b"", b"", 0)
 
     def follow(
         self,
         *wanted: tuple[int, bool],
+        ports: str = "auto",
         excluded: tuple[tuple[int, int], ...] = (),
         inward: list[ForwardRule] | None = None,
         versions: Versions = BOTH,
@@ -119,7 +120,8 @@ class World:
         interface: str | None = None,
         **settings: Any,
     ) -> AutoForwards:
-        spec = ForwardSpec("-t auto", auto=True, excluded=excluded, interface=interface)
+        spec = parse_forward("-t", ports)
+        spec = spec._replace(excluded=(*spec.excluded, *excluded), interface=interface)
         return AutoForwards(
             [Follower(protocol, guest, spec) for protocol, guest in wanted],
             self.path,  # type: ignore[arg-type]
@@ -194,6 +196,42 @@ def test_what_is_left_alone(world: World) -> None:
     ]
     scan(following)
     assert world.path.ports == []
+
+
+@pytest.mark.parametrize(
+    ("ports", "bound", "expected"),
+    [
+        ("8000-8010,auto", (7999, 8000, 8010, 8011), {8000: 8000, 8010: 8010}),
+        ("8080:80,auto", (80, 8080), {8080: 80}),
+        ("9000-9009:8000,~9001,auto", (8000, 8001, 8009, 9000), {9000: 8000, 9009: 8009}),
+        (f"{EPHEMERAL[0]}-{EPHEMERAL[1]},auto", (EPHEMERAL[0], 80, EPHEMERAL[1]), {e: e for e in EPHEMERAL}),
+        ("all,auto", (80, EPHEMERAL[0]), {80: 80}),
+        ("8080:80,all,auto", (80, 8080), {80: 80, 8080: 80}),
+    ],
+)
+def test_ports_beside_auto_are_those_that_may_be_followed(
+    world: World, ports: str, bound: tuple[int, ...], expected: dict[int, int]
+) -> None:
+    following = world.follow((TCP, False), ports=ports)
+    world.guest.bound = [listener(port) for port in bound]
+    scan(following)
+    assert {entry.port: entry.to for entry in world.path.serving.values()} == expected
+    world.guest.bound = []
+    scan(following)
+    assert not world.path.serving
+
+
+def test_a_port_that_leads_to_an_address_is_bound_for_its_version(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        auto, "bind_on_host", lambda rule, port, *rest: asked.append(rule.address) or world.bind(rule, port, *rest)
+    )
+    scanned = world.follow((TCP, False), ports="80:192.0.2.9/80,auto")
+    world.guest.bound = [listener(80, bytes(16))]
+    scan(scanned)
+    assert asked == ["0.0.0.0"]
 
 
 def test_L2_what_listens_on_loopback_alone_is_not_reached_from_outside(world: World) -> None:
