@@ -28,29 +28,37 @@ BUFFER = 1 << 22  # bytes on the way to the client; net.core.wmem_max cuts it
 
 def _bind(path: str) -> sockets.socket | None:
     """Listen at a path; None when somebody else does. Raises OSError."""
+    if _is_taken(path):
+        return None
     sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
     try:
-        try:
-            sock.connect(path)
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
-        except (BlockingIOError, PermissionError):  # its queue is full, or it is not ours
-            sock.close()
-            return None
-        else:
-            sock.close()
-            return None
-        sock.close()
-        sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC)
         sock.bind(path)
         sock.listen(1)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _is_taken(path: str) -> bool:
+    """Whether a socket is bound to a path; one that nobody has any more is removed. Raises OSError.
+
+    Asked for by a socket of another type, which is refused where there is one (EPROTOTYPE): a connection would be a
+    client for whoever listens there.
+    """
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_NONBLOCK | sockets.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return False
+        except ConnectionRefusedError:
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPROTOTYPE, errno.EACCES):
+                raise
+    return True
 
 
 def _take_turn(path: str) -> sockets.socket | None:
@@ -140,3 +148,11 @@ def has_gone(sock: sockets.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def only_looked(sock: sockets.socket) -> bool:
+    """Whether the client has gone and left nothing: it wanted to know whether somebody listens."""
+    try:
+        return has_gone(sock) and not sock.recv(1, sockets.MSG_PEEK)
+    except OSError:
+        return True

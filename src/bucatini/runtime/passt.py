@@ -28,7 +28,6 @@ from bucatini.lean.record import TYPE_CHECKING
 from bucatini.plan.plan import Plan, make_plan
 from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules, give_to
 from bucatini.runtime.instance import (
-    SECOND_NS,
     Instance,
     describe_families,
     describe_forwards,
@@ -75,6 +74,9 @@ class Machine:
         except OSError as error:
             self.instance.log.warning(f"a client could not be accepted: {error.strerror}")
             self.refuse()
+            return
+        if machine.only_looked(sock):
+            sock.close()
             return
         if self.client is not None:
             self.instance.log.info("a second client was turned away")
@@ -163,15 +165,14 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         log.info(f"QEMU: -netdev stream,id=net0,server=off,addr.type=unix,addr.path={path}")
     capture = open_capture(settings.pcap, made)
     pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
-    if uid:
+    if (uid, gid) != (0, 0):
         give_to(uid, gid, bound)
         process.become(uid, gid)
     lookout = start_lookout(None, settings, host)
     background = withdraw(settings, pid_file, made, log, foreground=settings.foreground)
     describe(plan, bound, log)
     instance = Instance(settings, plan, log, max(1, len(bound)))
-    if settings.stats:
-        instance.next_stats = now() + settings.stats * SECOND_NS
+    instance.start_statistics(now())
     instance.serve_forwards(bound)
     served = Machine(instance, listener, settings.one_off)
     instance.wrap_link(capture, summary(settings, foreground=background is None))
