@@ -93,8 +93,9 @@ def fuzz_netlink(data: bytes) -> None:
     """A byte for what it is: a datagram of messages, the body of one, of a bound socket, or a table of /proc/net."""
     mode, data = data[0] & 3 if data else 0, data[1:]
     if mode == 0:
-        bodies = [body for _, _, body in netlink.messages(data, 7)]
+        bodies = [body for _, _, body in netlink.messages(data, None)]
         assert sum(map(len, bodies)) <= len(data)
+        assert len(list(netlink.messages(data, 7))) <= len(bodies)
         for body in bodies:
             _bodies(body)
         netlink.resolve_next_hops(bodies)

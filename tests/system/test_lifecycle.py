@@ -229,6 +229,34 @@ def test_a_signal_ends_it_with_status_0(pasta: Pasta, number: int) -> None:
         end(process)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("blocked", [False, True])
+def test_without_a_terminal_a_signal_ends_the_command_too(pasta: Pasta, number: int, blocked: bool) -> None:
+    command = pasta.argv("--config-net", command=["sh", "-c", "trap '' INT QUIT TERM; echo up; exec sleep 1000"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number] if blocked else [])
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(5) == 0
+    finally:
+        end(process)
+
+
+def test_the_end_of_a_command_is_seen_though_whoever_started_us_had_blocked_its_signal(pasta: Pasta) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        assert pasta.run("--config-net", command=["sh", "-c", "exit 7"], check=False).returncode == 7
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_signals_end_the_background_process(pasta: Pasta) -> None:
     daemon = pasta.background("--config-net", operands=[str(pasta.holder().pid)])
     assert daemon.pid != 0

@@ -34,7 +34,7 @@ def counters(output: list[str]) -> dict[str, int]:
     return found
 
 
-@pytest.mark.release  # the sanitizers have the same tests at a smaller scale
+@pytest.mark.release
 @pytest.mark.timeout(120 + FLOWS // 15)
 @pytest.mark.parametrize(("outside", "inside"), [(SERVER4, HOST4), (SERVER6, HOST6)], ids=["IPv4", "IPv6"])
 def test_every_byte_of_every_flow_arrives_or_its_end_is_told(pasta: Pasta, outside: str, inside: str) -> None:

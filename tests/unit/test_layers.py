@@ -13,7 +13,6 @@ PACKAGE = Path(__file__).parents[2] / "src" / "bucatini"
 LAYERS = (
     "cli",
     "bench",
-    "control",
     "runtime",
     "guest",
     "host",

@@ -20,6 +20,7 @@ LONGEST = 1000  # lines
 BACKTICKS = re.compile(r"`([^`\n]+)`")
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 WORD = re.compile(r"[A-Za-z_]\w*")
+BAR = re.compile(r"(?<!\\)\|")
 
 
 def head(path: Path) -> str:
@@ -106,6 +107,17 @@ def test_no_file_is_longer_than_a_reader_can_hold() -> None:
             if lines > LONGEST:
                 long.append(f"{path.relative_to(ROOT)}: {lines} lines")
     assert not long
+
+
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head() -> None:
+    wrong = []
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        cells = 0
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            before, cells = cells, len(BAR.findall(line)) if line.startswith("|") else 0
+            if before and cells and before != cells:
+                wrong.append(f"{path.relative_to(ROOT)}:{number}")
+    assert not wrong
 
 
 def test_a_name_that_does_not_exist_is_found() -> None:

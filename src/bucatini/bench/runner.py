@@ -1,7 +1,8 @@
 """The order of a run: environments, in them cells, in them rounds in which the systems take turns.
 
-A round is one measurement of every system. When the values of one spread wider than `DISTURBED`, as many rounds again
-are added and all values kept: nothing is dropped. What a system cannot do is a reason in the result.
+A round is one measurement of every system. When our values, or those of no translation, spread wider than
+`DISTURBED`, as many rounds again are added and all values kept: nothing is dropped. What a system cannot do is a reason
+in the result.
 
 The result is the document that docs/benchmark.md describes.
 """

@@ -55,7 +55,6 @@ class Facts(NamedTuple):
     port_start: int | None  # the first port that needs no privilege
     ipv6: bool
     peek_off: bool
-    send_window: bool
     udp_segment: bool
     isolation: str  # what was refused, "": nothing
     landlock: int  # its ABI, 0: none
@@ -112,7 +111,6 @@ def gather() -> Facts:
         port_start=_number("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
         ipv6=os.path.exists("/proc/net/if_inet6"),
         peek_off=facilities.tcp_peek_off(),
-        send_window=facilities.tcp_send_window(),
         udp_segment=facilities.udp_segment(),
         isolation=facilities.try_isolation(),
         landlock=landlock.abi(),
@@ -175,13 +173,6 @@ def examine(facts: Facts) -> tuple[Check, ...]:
             facts.udp_segment,
             "sends a run of datagrams with one call. Without it UDP from the guest is slower.",
             "Linux 4.18",
-        ),
-        _feature(
-            "send window in TCP_INFO",
-            facts.send_window,
-            "tells how much the far end can take, so that the guest is told no more. Without it the size of the "
-            "socket's buffer is used instead.",
-            "Linux 5.4",
         ),
         _feature(
             "Landlock",

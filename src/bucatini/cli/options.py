@@ -224,6 +224,12 @@ def _interface(values: Values, dest: str, name: str, text: str) -> None:
     values[dest] = text
 
 
+def _new_interface(values: Values, dest: str, name: str, text: str) -> None:
+    if "%" in text:
+        raise bad(name, text, "the kernel would put a number in place of %d")
+    _interface(values, dest, name, text)
+
+
 def _dns(values: Values, dest: str, name: str, text: str) -> None:
     if text == "none":
         values[dest] = ()
@@ -283,7 +289,9 @@ def _runas(values: Values, dest: str, name: str, text: str) -> None:
 
 
 def _repair_path(values: Values, dest: str, name: str, text: str) -> None:
-    if text != "none":  # there is nothing to switch off
+    if text == "none":
+        values[dest] = ""
+    else:
         _socket_path(values, dest, name, text)
 
 
@@ -395,7 +403,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 modes=PASTA,
             ),
             Option(
-                "ns-ifname", "I", "NAME", "name of the interface in the namespace", _interface, "ns_ifname",
+                "ns-ifname", "I", "NAME", "name of the interface in the namespace", _new_interface, "ns_ifname",
                 "By default that of the host's interface, or tap0.", modes=PASTA,
             ),
             Option(
@@ -664,7 +672,7 @@ def _check_splice(values: Values) -> None:
                 raise UsageError(f"{name}: does not go with --no-splice")
         for dest in ("tcp_ns", "udp_ns"):
             for spec in values.get(dest, ()):
-                if spec.ranges or spec.auto:
+                if spec.ranges:
                     raise UsageError(f"{spec.text}: does not go with --no-splice")
 
 

@@ -1,4 +1,7 @@
-"""Counters of the packet path: one field each, one meaning each; every dropped frame counts in exactly one `drop_*`."""
+"""Counters of the packet path: one field each, one meaning each.
+
+Every dropped frame counts in exactly one: a `drop_*`, or `link_down`.
+"""
 
 from libc.stdint cimport uint64_t
 
@@ -53,7 +56,6 @@ cdef enum:  # Counter
     C_DROP_RUNT
     C_DROP_OVERSIZE
     C_DROP_ETHERTYPE
-    C_DROP_NOT_FOR_US
     C_DROP_IP_HEADER
     C_DROP_IP_CHECKSUM
     C_DROP_IP_ADDRESS

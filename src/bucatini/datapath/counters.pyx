@@ -1,4 +1,4 @@
-"""Names of the counters, in the order of the enum: what `--stats`, the metrics and the tests show."""
+"""Names of the counters, in the order of the enum: what `--stats` and the tests show."""
 
 _NAMES = (
     "frames_in", "bytes_in", "frames_out", "bytes_out", "slow_in", "slow_out", "tcp_opened_guest", "tcp_opened_host",
@@ -8,7 +8,7 @@ _NAMES = (
     "tcp_overflow_exhausted", "tcp_data_after_fin", "tcp_zero_window_probe", "tcp_keepalive_sent", "tcp_challenge_ack",
     "tcp_paws", "tcp_half_open_evicted", "udp_evicted", "udp_errors", "icmp_sent", "fragments_in", "reassembled",
     "link_down", "sockets_made", "sockets_stalled", "slow_errors", "drop_runt", "drop_oversize", "drop_ethertype",
-    "drop_not_for_us", "drop_ip_header", "drop_ip_checksum", "drop_ip_address", "drop_ip_protocol", "drop_fragment",
+    "drop_ip_header", "drop_ip_checksum", "drop_ip_address", "drop_ip_protocol", "drop_fragment",
     "drop_fragment_budget", "drop_extension", "drop_tcp_header", "drop_udp_header", "drop_icmp_header",
     "drop_l4_checksum", "drop_port_zero", "drop_disabled", "drop_tcp_unknown", "drop_icmp_type", "drop_multicast",
     "drop_slow", "drop_slow_budget", "drop_open_budget", "drop_udp_send", "drop_udp_no_socket", "drop_ping_send",

@@ -1,4 +1,4 @@
-"""The guest's data that the host's socket has not got yet: a pool of blocks, mapped once, and two chains a flow.
+"""The guest's data that the host's socket has not got yet: a pool of blocks (`CHUNK`), mapped once, two chains a flow.
 
 `head` to `tail` is what was accepted and the socket did not take: in order, appended to at the tail. `kept` is what
 came out of order, sorted by sequence number; when the hole in front is filled its blocks move over to the first chain

@@ -1,4 +1,4 @@
-"""The maker of sockets in the guest's namespace: how it is started, and how listeners are had from it.
+"""The makers of sockets, in the guest's namespace or, with a capability, on the host: their start, and their listeners.
 
 Why there is one, and what it does, is in `datapath/socket_pool`: here are its process and Python's side of requests.
 The packet path asks it for unbound sockets on a socket of its own.

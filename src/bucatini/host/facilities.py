@@ -28,8 +28,6 @@ TUN_F_USO = 0x20 | 0x40  # USO4, USO6: Linux 6.2
 
 SO_PEEK_OFF = 42  # asm-generic/socket.h; for TCP since Linux 6.9, over IPv6 6.12
 UDP_SEGMENT = 103  # linux/udp.h, Linux 4.18
-TCP_INFO = 11  # linux/tcp.h
-SND_WND_END = 232  # bytes of struct tcp_info up to and with tcpi_snd_wnd: Linux 5.4
 
 
 class NamespaceTrial(NamedTuple):
@@ -152,12 +150,6 @@ def _peeks_on(loopback: str) -> bool:
         except OSError:
             return False
         return right.recv(1, socket.MSG_PEEK) == b"a" and right.recv(1, socket.MSG_PEEK) == b"b"
-
-
-def tcp_send_window() -> bool:
-    """Whether TCP_INFO tells the window that the peer has advertised."""
-    with _tcp_pair() as (left, _):
-        return len(left.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 512)) >= SND_WND_END
 
 
 def udp_segment() -> bool:

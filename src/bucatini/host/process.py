@@ -1,4 +1,4 @@
-"""What makes a process a daemon: descriptors, background, pid file, identity, limits."""
+"""What makes a process a daemon: descriptors, background, pid file, identity, limits; and the ports it may bind."""
 
 from __future__ import annotations
 
@@ -88,6 +88,15 @@ def read_no_terminal() -> None:
             os.close(fd)
     except OSError:
         pass  # somebody else's, who has lent it to us, or one of another mount of devpts
+
+
+def has_terminal() -> bool:
+    """Whether a terminal sends its signals to our session (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def stand_apart(*keep: int) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # syscalls auto: socket ioctl setsockopt bind listen close
 
 BACKLOG = 4096  # connections waiting to be accepted; net.core.somaxconn cuts it
-SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all
+SPARE_DESCRIPTORS = 1024  # left for flows when a weak rule would take them all, or half where there are few
 IP_FREEBIND = 15  # linux/in.h
 IP_PKTINFO = 8
 RECEIVE_BUFFER = 1 << 22  # bytes of datagrams that wait on a forward; net.core.rmem_max cuts it
@@ -109,7 +109,8 @@ def bind_forwards(
     """
     bound: list[Bound] = []
     rules = list(rules)
-    limit = getrlimit(RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+    files = getrlimit(RLIMIT_NOFILE)[0]
+    limit = files - min(SPARE_DESCRIPTORS, files // 2)
     # Weak ones share what descriptors there are; each is one or more rules
     waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule in rules if rule.weak))
     stops: dict[tuple[int, str], int] = {}  # descriptor at which it has had its part
@@ -139,7 +140,7 @@ def bind_forwards(
             if not rule.weak:
                 continue
             some.add(weak)
-            if limit > 0 and entry.fd >= stops[weak]:
+            if entry.fd >= stops[weak]:
                 name = "TCP" if rule.protocol == sockets.IPPROTO_TCP else "UDP"
                 warn(f"'{rule.text}': stopped at {name} port {port}, the limit of open files is near")
                 stopped.add(weak)
@@ -274,7 +275,7 @@ def bind_on_host(rule: ForwardRule, port: int, versions: Versions, freebind: boo
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_BINDTODEVICE, rule.interface.encode() + b"\0")
         if rule.protocol == sockets.IPPROTO_TCP:
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
-            # Accepted ones inherit these
+            # Accepted ones inherit these, which the packet path sets where it opens a socket (T28, T31)
             sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
             sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_OOBINLINE, 1)
         if version == 4:

@@ -12,7 +12,7 @@ import time
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import Background, let_go_of_streams
+from bucatini.host.process import Background, has_terminal, let_go_of_streams
 from bucatini.host.view import Own, own
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
@@ -224,6 +224,11 @@ class Instance:
         """Answer a frame of ARP, neighbour discovery, DHCP or DHCPv6."""
         return self.responder.on_frame(frame, now) if self.responder is not None else []
 
+    def start_statistics(self, now: int) -> None:
+        """Have the counters shown when --stats asks for it."""
+        if self.settings.stats:
+            self.next_stats = now + self.settings.stats * SECOND_NS
+
     def next_timeout(self) -> int | None:
         """Return when `on_timeout` wants to be called, ns, None: never."""
         answer = self.responder.next_timeout() if self.responder is not None else None
@@ -233,7 +238,7 @@ class Instance:
     def on_timeout(self, now: int) -> list[bytes]:
         """Do what is due."""
         if self.next_stats and now >= self.next_stats:
-            self.next_stats = now + (self.settings.stats or 1) * SECOND_NS
+            self.start_statistics(now)
             self.show_counters()
         if self.next_scan and now >= self.next_scan and self.auto is not None:
             self.next_scan = now + SECOND_NS  # if it fails
@@ -384,7 +389,10 @@ def describe_forwards(bound: list[Bound], log: Log) -> None:
 
 
 def install_signals(instance: Instance) -> None:
-    """Let SIGTERM and SIGQUIT end the loop, and a command's end be noticed."""
+    """Let SIGTERM and SIGQUIT end the loop, and a command's end be noticed.
+
+    Whoever started us may have blocked them, to take its own from a signalfd(2).
+    """
     reader, writer = os.pipe()
     for fd in (reader, writer):
         os.set_blocking(fd, False)
@@ -405,13 +413,13 @@ def install_signals(instance: Instance) -> None:
             instance.on_child()
 
     signals.signal(signals.SIGTERM, end)
+    # The keyboard's signals are for the command, whose end is ours
+    from_keyboard = nothing if instance.child and has_terminal() else end
+    signals.signal(signals.SIGQUIT, from_keyboard)
+    signals.signal(signals.SIGINT, from_keyboard)
     if instance.child:
-        # The keyboard's signals are for the command; its end is ours
         signals.signal(signals.SIGCHLD, nothing)
-        signals.signal(signals.SIGINT, nothing)
-        signals.signal(signals.SIGQUIT, nothing)
-    else:
-        signals.signal(signals.SIGQUIT, end)
-        signals.signal(signals.SIGINT, end)
     signals.signal(signals.SIGPIPE, signals.SIG_IGN)
+    ours = (signals.SIGTERM, signals.SIGQUIT, signals.SIGINT, signals.SIGCHLD)
+    signals.pthread_sigmask(signals.SIG_UNBLOCK, ours)
     instance.path.watch(reader, woken)

@@ -4,6 +4,7 @@
 2. `spawn` or `join`: a child makes the guest's namespaces and its tap, and configures them, while we load the packet
    path and the services. A spawned command waits.
 3. `bind_forwards`: as whoever started us, low ports included. Then the files that the user named: capture and pid file.
+   Where `auto` may need low ports later, the binder is left with the capability for it.
 4. Root is given up (`become`), unless it is the root of somebody's user namespace or was asked for.
 5. The lookout is left outside (`runtime/lookout`). `own_namespaces`; the background, where asked for, is forked.
 6. `Instance`: the compiled loop gets the plan, the tap, the listeners, and Python its upcalls.
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from bucatini.plan.settings import Settings
     from bucatini.runtime.log import Log
 
-SECOND_NS = 1_000_000_000
 AUTO_LISTENERS = 4096  # that forwards which find their ports may have at the same time,
 AUTO_SHARE = 4  # and one in so many of the descriptors at most
 
@@ -73,7 +73,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         log.warning(text)
     root = process.is_real_root()
     identity = Identity(*process.identity_of(settings.runas)) if root else None
-    if identity is not None and identity.uid == 0:
+    if identity == (0, 0):
         identity = None
     pending = spawn(plan, settings, identity) if spawning else join(plan, settings, identity)
     from bucatini.runtime import instance as running
@@ -109,8 +109,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     describe(plan, guest, bound, log)
     automatic = min(AUTO_LISTENERS, files // AUTO_SHARE) if settings.is_automatic() else 0
     instance = running.Instance(settings, plan, log, max(1, len(bound) + automatic), guest.child)
-    if settings.stats:
-        instance.next_stats = now() + settings.stats * SECOND_NS
+    instance.start_statistics(now())
     instance.serve_forwards(bound)
     open_link(instance.path, guest)
     instance.wrap_link(capture, running.summary(settings, foreground=background is None))

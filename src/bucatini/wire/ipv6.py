@@ -39,11 +39,6 @@ def is_multicast(address: bytes) -> bool:
     return address[0] == 0xFF
 
 
-def is_link_local(address: bytes) -> bool:
-    """Whether the address is in fe80::/10 (RFC 4291 §2.5.6)."""
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
-
-
 def multicast_mac(address: bytes) -> bytes:
     """Return the Ethernet address of a multicast address (RFC 2464 §7)."""
     return b"\x33\x33" + address[12:]

@@ -14,7 +14,7 @@ from bucatini.host.facilities import NamespaceTrial
 GOOD = Facts(
     user="somebody", uid=1000, kernel="6.18", compiled=True, trial=NamespaceTrial("", 0, tso=True, uso=True),
     max_user_namespaces=60000, unprivileged_userns_clone=None, apparmor_restrict=None, tun_exists=True, tun_errno=0,
-    ping_sockets=True, ping_group_range="0 2147483647", port_start=1024, ipv6=True, peek_off=True, send_window=True,
+    ping_sockets=True, ping_group_range="0 2147483647", port_start=1024, ipv6=True, peek_off=True,
     udp_segment=True, isolation="", landlock=6, files=(1024, 1 << 20),
 )  # fmt: skip
 
@@ -110,7 +110,6 @@ def test_few_descriptors_are_a_warning(hard: int, status: str) -> None:
         ("UDP superframes (USO on the tap)", {"trial": NamespaceTrial("", 0, tso=True)}),
         ("SO_PEEK_OFF for TCP", {"peek_off": False}),
         ("UDP_SEGMENT", {"udp_segment": False}),
-        ("send window in TCP_INFO", {"send_window": False}),
         ("IPv6", {"ipv6": False}),
     ],
 )
@@ -121,7 +120,7 @@ def test_what_only_costs_speed_or_a_feature_is_a_warning(name: str, changes: dic
 def test_every_finding_says_what_it_means_and_what_to_do() -> None:
     worst = GOOD._replace(
         compiled=False, trial=NamespaceTrial("unshare", errno.EPERM), tun_exists=False, ping_sockets=False, ipv6=False,
-        peek_off=False, send_window=False, udp_segment=False, files=(1024, 1024),
+        peek_off=False, udp_segment=False, files=(1024, 1024),
     )  # fmt: skip
     report = render(worst, examine(worst))
     for check in examine(worst):
@@ -150,4 +149,4 @@ def test_an_unknown_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_this_host_can_be_examined() -> None:
     checks = examine(doctor.gather())
-    assert len({check.name for check in checks}) == len(checks) == 14
+    assert len({check.name for check in checks}) == len(checks) == 13

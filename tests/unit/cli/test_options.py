@@ -138,7 +138,8 @@ def test_an_option_behind_the_command_is_the_commands() -> None:
         "-n -1",
         "-n 255.255.255.255.0", "-M 02:00:00:00:00:1g", "-M +2:00:00:00:00:01", "-M 00:00:00:00:00:00",
         "--ns-mac-addr 33:33:00:00:00:01", "--runas 4294967295", "--runas 1:4294967296", "--runas a:b:c", "-m ²",
-        "--stats 86401", "--log-size x", "-c " + "x" * 108, "-P " + "x" * 4096, "-S a,b", "-t auto,all", "-t ~",
+        "--stats 86401", "--log-size x", "-c " + "x" * 108, "-P " + "x" * 4096, "-S a,b", "-t auto,auto:1", "-t ~",
+        "-I tap%d",
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_option_in_one_line(line: str) -> None:
@@ -448,4 +449,4 @@ def test_what_passt_refuses(line: str, message: str) -> None:
 
 
 def test_passt_needs_no_repair_path_to_switch_it_off() -> None:
-    assert machine("--repair-path none") == machine("")
+    assert machine("--repair-path none") == machine("--repair-path /x --repair-path none") == machine("")

@@ -60,6 +60,13 @@ def test_what_asks_for_all_shares_the_descriptors(monkeypatch: pytest.MonkeyPatc
     assert "UDP port" in host.said[1]
 
 
+def test_where_there_are_few_descriptors_half_of_them_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(forwards.SPARE_DESCRIPTORS, monkeypatch)
+    assert len(host.ports(rule(TCP, 1, 32767))[TCP]) > 0
+    assert host.next == forwards.SPARE_DESCRIPTORS // 2
+    assert len(host.said) == 1
+
+
 def test_what_one_does_not_need_is_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(20_000, monkeypatch)
     found = host.ports(rule(TCP, 1, 100, text="~101-65535"), rule(UDP, 1, 32767))
