@@ -155,6 +155,16 @@ def test_an_identity_that_was_asked_for_is_taken(pasta: Pasta) -> None:
     assert_walled_in(guest.pid, background=True)
 
 
+@only_root
+def test_root_that_was_asked_for_takes_the_group_that_was(pasta: Pasta) -> None:
+    guest = pasta.join("--config-net", "--runas", "0:61002", *NO_FORWARDS)
+    lines = status(guest.pid)
+    assert lines["Uid"].split() == ["0"] * 4
+    assert lines["Gid"].split() == ["61002"] * 4
+    assert lines["Groups"] == ""
+    assert lines["CapEff"].strip("0") == ""
+
+
 def test_helpers_have_what_they_need_and_no_more(pasta: Pasta) -> None:
     guest = pasta.join("--config-net", "-t", "8080", "-u", "none", "-T", "none", "-U", "none")
     found = confined("pasta", guest.pid, 2)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import pty
 import pwd
 import re
 import signal
@@ -229,7 +230,7 @@ def test_a_signal_ends_it_with_status_0(pasta: Pasta, number: int) -> None:
         end(process)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 @pytest.mark.parametrize("blocked", [False, True])
 def test_without_a_terminal_a_signal_ends_the_command_too(pasta: Pasta, number: int, blocked: bool) -> None:
     command = pasta.argv("--config-net", command=["sh", "-c", "trap '' INT QUIT TERM; echo up; exec sleep 1000"])
@@ -247,6 +248,25 @@ def test_without_a_terminal_a_signal_ends_the_command_too(pasta: Pasta, number: 
         assert process.wait(5) == 0
     finally:
         end(process)
+
+
+@pytest.mark.parametrize(("key", "status"), [(b"\x03", 9), (b"\x1c", 8)])
+def test_what_is_typed_at_a_terminal_is_for_the_command(pasta: Pasta, key: bytes, status: int) -> None:
+    """Interrupt and quit reach the whole foreground group: the command does what it likes with them, and its status is ours."""
+    script = "trap 'exit 9' INT; trap 'exit 8' QUIT; echo up; while :; do sleep 0.1; done"
+    command = pasta.argv("--config-net", "-q", command=["sh", "-c", script])
+    child, leader = pty.fork()
+    if child == 0:
+        os.execvp(command[0], command)
+    try:
+        said = b""
+        while b"up" not in said:
+            said += os.read(leader, 1000)
+        os.write(leader, key)
+        _, ended = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(ended) == status
+    finally:
+        os.close(leader)
 
 
 def test_the_end_of_a_command_is_seen_though_whoever_started_us_had_blocked_its_signal(pasta: Pasta) -> None:

@@ -232,13 +232,13 @@ def test_L16_one_off_ends_with_its_client(passt: Passt) -> None:
     assert process.wait(5) == 0
 
 
-def test_L16_one_off_waits_for_a_client_whoever_looks_at_its_socket(passt: Passt) -> None:
+def test_L16_one_off_waits_for_its_client_when_another_start_looks_at_its_socket(passt: Passt) -> None:
     process = passt.foreground("-q", "--one-off", "--socket", passt.socket)
     wait_until(lambda: Path(passt.socket).exists(), "the socket")
     other = passt.run("--socket", passt.socket, check=False)
     assert other.returncode == 1
     assert other.stderr.splitlines()[-1] == f"passt: listen at {passt.socket}: Address already in use"
-    # Others, to find out, connect
+    # Other programs connect to find out, and have gone when it sees that
     process.send_signal(signal.SIGSTOP)
     client(passt.socket).close()
     process.send_signal(signal.SIGCONT)

@@ -129,7 +129,7 @@ def test_no_other_user_gets_the_port_of_a_forward_of_passt_which_flows_share(
 
 
 @only_root
-@pytest.mark.parametrize("runas", ["64124", "64124:64125", "0"])
+@pytest.mark.parametrize("runas", ["64124", "64124:64125", "0", "0:64125"])
 def test_flows_share_the_port_of_a_forward_that_root_has_bound_whoever_it_becomes(pasta: Pasta, runas: str) -> None:
     server = pasta.topology.server.serve_udp(SERVER[4], reply)
     inside = pasta.guest("--config-net", "--runas", runas, "-u", "8080").bind(ANY[4], 8080)

@@ -135,8 +135,8 @@ together with
 PASTA_TAIL = r""".SH "EXIT STATUS"
 .TP
 .B 0
-Connected, and in the background; or ended by SIGTERM, SIGQUIT, SIGINT or the end of the namespace (with a command on a
-terminal, SIGQUIT and SIGINT are for that alone); or
+Connected, and in the background; or ended by SIGTERM, SIGQUIT, SIGINT or the end of the namespace (with a command,
+SIGINT is for that alone, and on a terminal SIGQUIT too); or
 .BR \-\-help " or " \-\-version .
 .TP
 .B 1

@@ -532,7 +532,7 @@ cdef class DataPath:
         while not self.stopped:
             n = self._wait(events)
             w.now = clock_ns()
-            w.turn += 1
+            w.turn += n < EVENTS  # else some that are ready were not told
             if n < 0 and errno != EINTR:
                 self.failed = errno
                 return

@@ -126,7 +126,7 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
     cdef bint short
     # accept4() that finds nobody costs as much as one that does, so one connection is taken; more where a listener is
     # ready again at once
-    if listener.turn + 1 != w.turn:
+    if w.turn - listener.turn > 1:
         listener.accepts = 1
     elif listener.accepts < ACCEPTS:
         listener.accepts *= 2

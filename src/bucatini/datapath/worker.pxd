@@ -55,7 +55,7 @@ cdef struct Listener:  # a bound forward
     uint32_t scope_id
     addr_t address  # bound on, unspecified: any
     addr_t to_address  # on the other side, unspecified: the guest's own; from the namespace: what was asked
-    uint32_t turn  # in which it was served last
+    uint32_t turn  # of the worker, when it was served last
     uint8_t accepts  # connections that were to be taken then
     bint used
 
@@ -95,7 +95,7 @@ cdef struct Worker:
     uint32_t listener_limit
     int epoll
     uint64_t now  # ns, CLOCK_MONOTONIC, read once per turn and after waiting
-    uint32_t turn  # its number
+    uint32_t turn  # times that all who were ready have been served
     uint8_t guest_mac[6]  # ff:ff:ff:ff:ff:ff until known
     siphash_key isn_key
     uint64_t acknowledge_at  # ns, when acknowledgements of TCP that were put off are due; 0: none is

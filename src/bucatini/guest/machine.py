@@ -1,9 +1,8 @@
 """The virtual machine's side: the socket at which QEMU finds us, and the clients that come and go.
 
 One client is served at a time. A further one is turned away, unless the one before has gone without our having noticed.
-The path is ours if nobody listens there: what a process that is gone has left is removed. Starts in one network
-namespace look one after the other (`_take_turn`): a socket that another one has bound and does not listen at yet looks
-like one left over.
+The path is ours if nobody has it: what a process that is gone has left is removed. Starts in one network namespace look
+one after the other (`_take_turn`): what one saw left over could be another's by the time that it is removed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 
-# syscalls passt: ioctl setsockopt poll ppoll
+# syscalls passt: ioctl setsockopt poll ppoll recvfrom
 
 PATH = "/tmp/passt_{}.socket"  # noqa: S108 - where QEMU users expect it
 PATHS = 64
@@ -56,7 +55,7 @@ def _is_taken(path: str) -> bool:
                 os.unlink(path)
             return False
         except OSError as error:
-            if error.errno not in (errno.EPROTOTYPE, errno.EACCES):
+            if error.errno not in (errno.EPROTOTYPE, errno.EACCES, errno.EPERM):
                 raise
     return True
 
@@ -151,7 +150,10 @@ def has_gone(sock: sockets.socket) -> bool:
 
 
 def only_looked(sock: sockets.socket) -> bool:
-    """Whether the client has gone and left nothing: it wanted to know whether somebody listens."""
+    """Whether the client has gone and left nothing: it wanted to know whether somebody listens.
+
+    One that goes a moment later is a client and has gone, for there are those that come and go without a word.
+    """
     try:
         return has_gone(sock) and not sock.recv(1, sockets.MSG_PEEK)
     except OSError:

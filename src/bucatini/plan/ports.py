@@ -64,6 +64,7 @@ class ForwardRule(NamedTuple):
     weak: bool  # a port that cannot be bound is no error
     text: str
     follows: bool = False  # a UDP port that only follows TCP's: not even one of the rule has to be bound
+    auto: bool = False  # bound, each port by itself, while something is bound on the other side
 
 
 def shown(text: str) -> str:
@@ -253,7 +254,7 @@ def _mapping(element: str) -> PortRange:
     return PortRange(first, last, to, to_address)
 
 
-def without(first: int, last: int, holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _without(first: int, last: int, holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return what is left of first..last without the holes, ascending."""
     left = []
     for low, high in sorted(holes):
@@ -272,8 +273,8 @@ def rules(
 ) -> tuple[ForwardRule, ...]:
     """Return the rules of one protocol's specifications: those of named ports first, none overlapping another.
 
-    Those with `auto` make none: their ports come and go (`runtime/auto`). What a specification says again, a broader
-    one before or behind it included, counts once.
+    What a specification says again, a broader one before or behind it included, counts once; what one says without
+    `auto` counts for one with it.
 
     Args:
         ephemeral: first and last port that the kernel hands out itself.
@@ -282,7 +283,7 @@ def rules(
     Raises:
         UsageError: two specifications send the same port of the same address to different places.
     """
-    specs = tuple(spec for spec in specs if not spec.auto)
+    specs = sorted(specs, key=_is_auto)
     named: list[ForwardRule] = []
     others: list[ForwardRule] = []
     for known, weak in ((named, False), (others, True)):
@@ -294,9 +295,13 @@ def rules(
                 holes = list(spec.excluded)
                 if weak:
                     holes += [ephemeral, *((r.first, r.last) for r in named if _meet(r, rule))]
-                for first, last in without(entry.first, entry.last, holes):
+                for first, last in _without(entry.first, entry.last, holes):
                     _add(known, _part(rule, first, last))
     return (*named, *others)
+
+
+def _is_auto(spec: ForwardSpec) -> bool:
+    return spec.auto
 
 
 def _rule(spec: ForwardSpec, entry: PortRange, protocol: int, tolerant: bool) -> ForwardRule:
@@ -315,6 +320,7 @@ def _rule(spec: ForwardSpec, entry: PortRange, protocol: int, tolerant: bool) ->
         weak=entry.weak or tolerant,
         text=spec.text,
         follows=tolerant,
+        auto=spec.auto,
     )
 
 
@@ -348,9 +354,11 @@ def _add(known: list[ForwardRule], new: ForwardRule) -> None:
         low, high = max(other.first, new.first), min(other.last, new.last)
         if low > high or not _meet(other, new):
             continue
-        if other.to - other.first != new.to - new.first or other.to_address != new.to_address:
+        left = new.auto and not other.auto  # to the one that has the port in any case
+        elsewhere = other.to - other.first != new.to - new.first or other.to_address != new.to_address
+        if elsewhere and not (left and new.weak):
             raise UsageError(f"{new.text}: port {low} goes elsewhere in '{other.text}'")
-        if _covers(other, new):
+        if left or _covers(other, new):
             pieces = [piece for old in pieces for piece in _cut(old, low, high)]
         elif _covers(new, other):
             at = known.index(other)
@@ -361,4 +369,4 @@ def _add(known: list[ForwardRule], new: ForwardRule) -> None:
 
 
 def _cut(rule: ForwardRule, low: int, high: int) -> list[ForwardRule]:
-    return [_part(rule, first, last) for first, last in without(rule.first, rule.last, [(low, high)])]
+    return [_part(rule, first, last) for first, last in _without(rule.first, rule.last, [(low, high)])]

@@ -5,10 +5,10 @@ them: what is new is bound on the other side, what is gone is unbound; connectio
 well.
 
 Left out: our own sockets, known by their inodes, so that a forward never leads back to itself; unless they are named
-beside `auto`, the ports that the kernel hands out (ip_local_port_range); what was excluded, or is forwarded by name
-anyway. Towards the namespace: what
-is bound to its loopback alone, which is not to be reached from outside (L2), unless --host-lo-to-ns-lo leads there, and
-then from the host's loopback only. From the namespace: what the host's loopback does not reach.
+beside `auto`, the ports that the kernel hands out (ip_local_port_range); what was excluded, or is forwarded anyway.
+Towards the namespace: what is bound to its loopback alone, which is not to be reached from outside (L2), unless
+--host-lo-to-ns-lo leads there, and then from the host's loopback only. From the namespace: what the host's loopback
+does not reach. Where another address was asked for (FIRST:TOADDR), what is bound neither there nor to all.
 
 A port that somebody else has on the other side is tried again a second later.
 
@@ -24,12 +24,14 @@ from __future__ import annotations
 import errno
 import os
 import time
+from bisect import bisect_right
 
 from bucatini.errors import HostError
 from bucatini.host.listeners import TABLES, Ports, ProcTables, SocketDiag, add_ports, is_any, is_loopback, no_ports
+from bucatini.host.netlink import pack
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
-from bucatini.plan.ports import PORT_MAX, ForwardRule, ForwardSpec, without
+from bucatini.plan.ports import ForwardRule
 from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
 
 if TYPE_CHECKING:
@@ -55,24 +57,6 @@ LOOPBACKS = {4: "127.0.0.1", 6: "::1"}
 Source = SocketDiag | ProcTables  # knows the bound sockets of a namespace
 
 
-class Follower(NamedTuple):
-    """An `auto` of one protocol and direction."""
-
-    protocol: int
-    guest: bool  # binds in the guest's namespace, what the host has
-    spec: ForwardSpec
-
-
-class Way(NamedTuple):
-    """Ports that lead to others of the other side, as `PortRange`, and those of them that do not after all."""
-
-    first: int
-    last: int
-    to: int
-    to_address: str | None
-    but: list[tuple[int, int]]
-
-
 class Active(NamedTuple):
     """A forward that follows a port."""
 
@@ -85,24 +69,31 @@ class Seen(NamedTuple):
 
     found: Ports
     alone: Ports  # to its loopback alone, where that is reached
+    addressed: Ports  # to an address that was asked for, or to any
     whole: bool  # all of it was looked at
 
 
-def followers(settings: Settings) -> list[Follower]:
-    """Return what was asked to be automatic."""
-    asked = (
-        (sockets.IPPROTO_TCP, False, settings.tcp_ports, settings.no_tcp),
-        (sockets.IPPROTO_UDP, False, settings.udp_ports, settings.no_udp),
-        (sockets.IPPROTO_TCP, True, settings.tcp_ns, settings.no_tcp),
-        (sockets.IPPROTO_UDP, True, settings.udp_ns, settings.no_udp),
-    )
-    return [
-        Follower(protocol, guest, spec)
-        for protocol, guest, specs, off in asked
-        if not off
-        for spec in specs
-        if spec.auto
-    ]
+class Leads:
+    """Which rules lead to a port of the other side."""
+
+    def __init__(self, rules: list[ForwardRule]) -> None:
+        begin: dict[int, list[ForwardRule]] = {}
+        end: dict[int, list[ForwardRule]] = {}
+        for rule in rules:
+            begin.setdefault(rule.to, []).append(rule)
+            end.setdefault(rule.to + rule.last - rule.first + 1, []).append(rule)
+        self.bounds = sorted({0, *begin, *end})
+        self.groups: list[tuple[ForwardRule, ...]] = []  # from each of the bounds on
+        now: dict[ForwardRule, None] = {}
+        for port in self.bounds:
+            for rule in end.get(port, ()):
+                del now[rule]
+            now |= dict.fromkeys(begin.get(port, ()))
+            self.groups.append(tuple(now))
+        self.addresses = {pack(rule.to_address) for rule in rules if rule.to_address is not None}
+
+    def to(self, port: int) -> tuple[ForwardRule, ...]:
+        return self.groups[bisect_right(self.bounds, port) - 1]
 
 
 def host_source() -> Source:
@@ -146,13 +137,11 @@ class AutoForwards:
 
     def __init__(
         self,
-        wanted: list[Follower],
         path: DataPath,
         maker: Maker,
         *,
         binder: Maker | None,
         versions: Versions,
-        ephemeral: tuple[int, int],
         inward: list[ForwardRule],
         outward: list[ForwardRule],
         bound: Iterable[Bound],
@@ -163,6 +152,7 @@ class AutoForwards:
         """Open what knows the bound sockets; HostError.
 
         Args:
+            inward: rules for the host's ports to follow the namespace's, all of them with `auto`; outward: and back.
             bound: what was bound at the start.
             most: forwards that there may be at the same time.
             notice: tells what has run out, once.
@@ -171,42 +161,18 @@ class AutoForwards:
         self.maker = maker
         self.binder = binder
         self.versions = versions
-        self.ephemeral = ephemeral
         self.settings = settings
         self.most = most
         self.notice = notice
-        self.named = {False: inward, True: outward}
-        self.wanted = [(follower, self._ways(follower)) for follower in wanted]
-        self.sought = {guest: self._sought(guest) for guest in (False, True)}
+        self.leads = {False: Leads(inward), True: Leads(outward)}
         self.ours = {False: {inode(e.fd) for e in bound if not e.guest}, True: {inode(e.fd) for e in bound if e.guest}}
-        self.guest = guest_source(maker) if any(not follower.guest for follower in wanted) else None
-        self.host = host_source() if any(follower.guest for follower in wanted) else None
+        self.guest = guest_source(maker) if inward else None
+        self.host = host_source() if outward else None
         self.active: dict[tuple[bool, ForwardRule], Active] = {}
         self.asked: set[tuple[bool, ForwardRule]] = set()
         self.look: Iterator[bool] | None = None  # that is under way
         self.full = False  # nothing more could be bound or served
         self.last = {False: 0, True: 0}  # port that was tried
-
-    def _ways(self, follower: Follower) -> list[Way]:
-        """Return where ports lead: what is named goes before what is not, as in `plan/ports`."""
-        _, guest, spec = follower
-        but = [*spec.excluded]
-        but += [(rule.first, rule.last) for rule in self.named[guest] if rule.protocol == follower.protocol]
-        others = [*but, self.ephemeral, *((entry.first, entry.last) for entry in spec.ranges if not entry.weak)]
-        return [
-            Way(entry.first, entry.last, entry.to, entry.to_address, others if entry.weak else but)
-            for entry in spec.ranges
-        ]
-
-    def _sought(self, guest: bool) -> bytearray:
-        """Return for each port of the other side, 0 to 65535, whether (1, 0) any lead there."""
-        sought = bytearray(PORT_MAX + 1)
-        for follower, ways in self.wanted:
-            for way in ways if follower.guest == guest else ():
-                for first, last in without(way.first, way.last, way.but):
-                    begin = way.to + first - way.first
-                    sought[begin : begin + last - first + 1] = b"\1" * (last - first + 1)
-        return sought
 
     def scan(self) -> int:
         """Look what has changed, and follow, as far as one turn may take; returns ns until the next one.
@@ -245,47 +211,47 @@ class AutoForwards:
 
     def _see(self, guest: bool, source: Source) -> Generator[bool, None, Seen]:
         """Read what is bound on the other side: the namespace's for forwards on the host."""
-        found, alone = no_ports(), no_ports()
-        whole = True
+        seen = Seen(no_ports(), no_ports(), no_ports(), whole=True)
+        leads = self.leads[guest]
         ours = self.ours[not guest]
-        sought = self.sought[guest]
         local = not guest and self.settings.host_lo_to_ns_lo
         for part in source.parts():
             if part is None:
-                whole = False
+                seen = seen._replace(whole=False)
                 self.notice("sockets")
             else:
-                usable = [entry for entry in part if sought[entry.port]]
-                add_ports(found, usable, loopback=guest, others=not guest, not_ours=ours)
+                usable = [entry for entry in part if leads.to(entry.port)]
+                add_ports(seen.found, usable, loopback=guest, others=not guest, not_ours=ours)
+                if leads.addresses:
+                    there = [one for one in usable if is_any(one.address) or one.address in leads.addresses]
+                    add_ports(seen.addressed, there, loopback=True, others=True, not_ours=ours)
                 if local:
                     usable = [entry for entry in usable if not is_any(entry.address) and is_loopback(entry.address)]
-                    add_ports(alone, usable, loopback=True, others=False, not_ours=ours)
+                    add_ports(seen.alone, usable, loopback=True, others=False, not_ours=ours)
             yield False
-        return Seen(found, alone, whole)
+        return seen
 
     def _is_gone(self, key: tuple[bool, ForwardRule], seen: Seen) -> bool:
         """Whether there is no reason any more for a forward."""
-        guest, rule = key
+        guest, made = key
         return seen.whole and not any(
-            rule in self._rules(follower, ways, rule.to, seen)
-            for follower, ways in self.wanted
-            if follower.guest == guest and follower.protocol == rule.protocol
+            made in self._of(rule, made.to, seen)
+            for rule in self.leads[guest].to(made.to)
+            if rule.protocol == made.protocol
         )
 
     def _follow(self, guest: bool, seen: Seen) -> Generator[bool, None, bool]:
         """Add what is new, beginning behind the last port that was tried; returns whether that was not all."""
         tries = 0
         last = self.last[guest]
-        both = (*seen.found.values(), *seen.alone.values())
-        for port in sorted({port for of in both for port in of}, key=lambda port: (port - last - 1) % (1 << 16)):
+        ports = {port for kind in seen[:3] for of in kind.values() for port in of}
+        for port in sorted(ports, key=lambda port: (port - last - 1) % (1 << 16)):
             yield False
             if tries >= TRIES:
                 return True
-            for follower, ways in self.wanted:
-                if follower.guest != guest:
-                    continue
-                for rule in self._rules(follower, ways, port, seen):
-                    if (guest, rule) in self.active or (guest, rule) in self.asked:
+            for rule in self.leads[guest].to(port):
+                for made in self._of(rule, port, seen):
+                    if (guest, made) in self.active or (guest, made) in self.asked:
                         continue
                     if self.full or len(self.active) + len(self.asked) >= self.most:
                         self.notice("forwards")
@@ -293,39 +259,38 @@ class AutoForwards:
                     tries += 1
                     self.last[guest] = port
                     pauses = 0
-                    while self._add(guest, rule):
+                    while self._add(guest, made):
                         if pauses == PAUSES:
                             return False
                         pauses += 1
                         yield True
         return False
 
-    def _rules(self, follower: Follower, ways: list[Way], port: int, seen: Seen) -> list[ForwardRule]:
-        """Return the forwards that an `auto` makes of a port of the other side."""
-        protocol, _, spec = follower
-        version, address_of = _version(seen.found, protocol, port), ANY
-        if version is None:
-            version, address_of = _version(seen.alone, protocol, port), LOOPBACKS
+    def _of(self, rule: ForwardRule, port: int, seen: Seen) -> list[ForwardRule]:
+        """Return the forwards that a rule makes of a port of the other side, as it is bound there."""
+        address_of = ANY
+        if rule.to_address is not None:
+            version = _version(seen.addressed, rule.protocol, port)
+        else:
+            version = _version(seen.found, rule.protocol, port)
+            if version is None:
+                version, address_of = _version(seen.alone, rule.protocol, port), LOOPBACKS
         if version is None:
             return []
+        first = rule.first + port - rule.to
         return [
-            ForwardRule(protocol, address, spec.interface, first, first, port, way.to_address, weak=True, text="auto")
-            for way in ways
-            if way.first <= (first := port - way.to + way.first) <= way.last
-            and not any(low <= first <= high for low, high in way.but)
-            for address in self._addresses(spec.address, way.to_address, version, address_of)
+            ForwardRule(
+                rule.protocol, address, rule.interface, first, first, port, rule.to_address, weak=True, text=rule.text
+            )
+            for address in self._addresses(rule, version, address_of)
         ]
 
-    def _addresses(
-        self, address: str | None, to_address: str | None, version: int, address_of: dict[int, str]
-    ) -> list[str | None]:
-        """Return what to bind, at `address` if there is one, for a port that is bound for an IP version (0: both)."""
+    def _addresses(self, rule: ForwardRule, version: int, address_of: dict[int, str]) -> list[str | None]:
+        """Return what to bind for a port that is bound for an IP version (0: both)."""
         on = [number for number, enabled in ((4, self.versions.v4), (6, self.versions.v6)) if enabled]
         on = [number for number in on if version in {0, number}]
-        if to_address is not None:  # the version stays the same on the way
-            on = [number for number in on if number == (6 if ":" in to_address else 4)]
-        if address is not None:
-            return [address] if (6 if ":" in address else 4) in on else []
+        if rule.address is not None:
+            return [rule.address] if (6 if ":" in rule.address else 4) in on else []
         if len(on) == 2 and address_of is ANY:
             return [None]
         return [address_of[number] for number in on]

@@ -72,9 +72,10 @@ def forward_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[Forwar
         follow = settings.udp_follows_tcp
         specs = settings.udp_ports
         if follow:  # the TCP ports, untranslated
-            specs = tuple(
+            specs += tuple(
                 spec._replace(ranges=tuple(r._replace(to=r.first, to_address=None) for r in spec.ranges))
                 for spec in settings.tcp_ports
+                if not spec.auto
             )
         result += rules(specs, sockets.IPPROTO_UDP, ephemeral, follow)
     return result
@@ -102,15 +103,14 @@ def packed(address: str | None) -> bytes:
 def bind_forwards(
     rules: Iterable[ForwardRule], bind: Callable[[ForwardRule, int], Bound], warn: Callable[[str], None]
 ) -> list[Bound]:
-    """Bind every port of every rule; `bind` binds one, or raises OSError.
+    """Bind every port of every rule without `auto`; `bind` binds one, or raises OSError.
 
     Raises:
         HostError: a port that was named cannot be bound, or none of a weak specification's could.
     """
     bound: list[Bound] = []
-    rules = list(rules)
+    rules = [rule for rule in rules if not rule.auto]
     files = getrlimit(RLIMIT_NOFILE)[0]
-    limit = files - min(SPARE_DESCRIPTORS, files // 2)
     # Weak ones share what descriptors there are; each is one or more rules
     waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule in rules if rule.weak))
     stops: dict[tuple[int, str], int] = {}  # descriptor at which it has had its part
@@ -123,7 +123,9 @@ def bind_forwards(
             continue
         if rule.weak and weak not in stops:
             used = bound[-1].fd if bound else 0
-            stops[weak] = used + (limit - used) // (len(waiting) - len(stops))
+            left = files - used
+            left -= min(SPARE_DESCRIPTORS, left // 2)
+            stops[weak] = used + left // (len(waiting) - len(stops))
         for port in range(rule.first, rule.last + 1):
             try:
                 entry = bind(rule, port)

@@ -141,22 +141,19 @@ class Instance:
         outward: list[ForwardRule],
         bound: list[Bound],
         versions: Versions,
-        ephemeral: tuple[int, int],
         most: int,
     ) -> None:
         """Follow the ports that are bound, where asked to, with so many forwards at most."""
-        from bucatini.runtime.auto import AutoForwards, followers
+        from bucatini.runtime.auto import AutoForwards
 
-        wanted = followers(self.settings)
-        if not wanted:
+        inward, outward = ([rule for rule in rules if rule.auto] for rules in (inward, outward))
+        if not inward and not outward:
             return
         self.auto = AutoForwards(
-            wanted,
             self.path,
             maker,
             binder=binder,
             versions=versions,
-            ephemeral=ephemeral,
             inward=inward,
             outward=outward,
             bound=bound,
@@ -413,12 +410,14 @@ def install_signals(instance: Instance) -> None:
             instance.on_child()
 
     signals.signal(signals.SIGTERM, end)
-    # The keyboard's signals are for the command, whose end is ours
-    from_keyboard = nothing if instance.child and has_terminal() else end
-    signals.signal(signals.SIGQUIT, from_keyboard)
-    signals.signal(signals.SIGINT, from_keyboard)
     if instance.child:
+        # The keyboard's signals are for the command; its end is ours
         signals.signal(signals.SIGCHLD, nothing)
+        signals.signal(signals.SIGINT, nothing)
+        signals.signal(signals.SIGQUIT, nothing if has_terminal() else end)
+    else:
+        signals.signal(signals.SIGQUIT, end)
+        signals.signal(signals.SIGINT, end)
     signals.signal(signals.SIGPIPE, signals.SIG_IGN)
     ours = (signals.SIGTERM, signals.SIGQUIT, signals.SIGINT, signals.SIGCHLD)
     signals.pthread_sigmask(signals.SIG_UNBLOCK, ours)

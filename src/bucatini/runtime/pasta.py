@@ -117,7 +117,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
         instance.follow_maker(maker, "no bypass for new connections")
         if binder is not None:
             instance.follow_maker(binder, "low ports are not forwarded by themselves any more")
-        instance.forward_automatically(maker, binder, inward, outward, bound, versions, ephemeral, automatic)
+        instance.forward_automatically(maker, binder, inward, outward, bound, versions, automatic)
     running.install_signals(instance)
     if not settings.splice_only:
         instance.load_services()

@@ -141,7 +141,9 @@ def test_auto_is_about_the_ports_that_its_list_means(value: str) -> None:
     assert [(r.first, r.last, r.to, r.weak) for r in spec.ranges] == (
         [(8080, 8080, 80, False)] if "80" in value else [(1, 65535, 1, True)]
     )
-    assert not found(value)  # nothing is bound at the start
+    made = rules([spec], 6, EPHEMERAL)
+    assert made
+    assert all(rule.auto for rule in made)
 
 
 # Several specifications
@@ -153,6 +155,31 @@ def test_a_port_that_goes_to_two_places_is_an_error(value: str) -> None:
         with pytest.raises(UsageError, match=r"-t .*: port 80 goes elsewhere in '-t ") as caught:
             found(*values)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["8080:81", "8080", "8080:81,auto"])
+def test_with_auto_too_a_port_that_was_named_goes_to_one_place(other: str) -> None:
+    for values in (("8080:80,auto", other), (other, "8080:80,auto")):
+        with pytest.raises(UsageError, match="port 8080 goes elsewhere"):
+            found(*values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("8000-8010,auto", "8005"), [(8005, 8005, False), (8000, 8004, True), (8006, 8010, True)]),
+        (("8000-8010", "8005,auto"), [(8000, 8010, False)]),
+        (("8000-8010,auto", "127.0.0.1/8005-8010"), [(8005, 8010, False), (8000, 8004, True)]),
+        (("~11-65535,auto", "all:10.0.0.1,~5-65535"), [(1, 4, False), (5, 10, True)]),
+        (("~11-65535", "8:80,auto"), [(8, 8, True), (1, 7, False), (9, 10, False)]),
+    ],
+)
+def test_what_has_a_port_in_any_case_goes_before_what_may_have_it(
+    values: tuple[str, ...], expected: list[tuple[int, int, bool]]
+) -> None:
+    for order in (values, values[::-1]):
+        made = rules([parse_forward("-t", value) for value in order], 6, EPHEMERAL)
+        assert [(rule.first, rule.last, rule.auto) for rule in made] == expected
 
 
 def test_two_kinds_of_all_are_an_error() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from bucatini.host.listeners import Listener
-from bucatini.plan.ports import ForwardRule, parse_forward
+from bucatini.plan.ports import ForwardRule, parse_forward, rules
 from bucatini.plan.settings import Settings
 from bucatini.runtime import auto
-from bucatini.runtime.auto import AutoForwards, Follower
+from bucatini.runtime.auto import AutoForwards
 from bucatini.runtime.forwards import Versions
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -113,7 +113,7 @@ class World:
         *wanted: tuple[int, bool],
         ports: str = "auto",
         excluded: tuple[tuple[int, int], ...] = (),
-        inward: list[ForwardRule] | None = None,
+        beside: str = "none",
         versions: Versions = BOTH,
         most: int = MOST,
         binder: Maker | None = None,
@@ -122,15 +122,17 @@ class World:
     ) -> AutoForwards:
         spec = parse_forward("-t", ports)
         spec = spec._replace(excluded=(*spec.excluded, *excluded), interface=interface)
+        found: dict[bool, list[ForwardRule]] = {False: [], True: []}
+        for protocol, guest in wanted:
+            found[guest] += rules([spec, parse_forward("-t", beside)], protocol, EPHEMERAL)
+        inward, outward = ([rule for rule in found[guest] if rule.auto] for guest in (False, True))
         return AutoForwards(
-            [Follower(protocol, guest, spec) for protocol, guest in wanted],
             self.path,  # type: ignore[arg-type]
             self.maker,  # type: ignore[arg-type]
             binder=binder,  # type: ignore[arg-type]
             versions=versions,
-            ephemeral=EPHEMERAL,
-            inward=inward or [],
-            outward=[],
+            inward=inward,
+            outward=outward,
             bound=[],
             settings=Settings(**settings),
             most=most,
@@ -185,8 +187,7 @@ def test_L4_a_port_of_the_guest_comes_and_goes(world: World) -> None:
 
 
 def test_what_is_left_alone(world: World) -> None:
-    named = ForwardRule(TCP, None, None, 443, 443, 8443, None, weak=False, text="-t 443:8443")
-    following = world.follow((TCP, False), excluded=((100, 199),), inward=[named])
+    following = world.follow((TCP, False), excluded=((100, 199),), beside="443:8443")
     world.guest.bound = [
         listener(EPHEMERAL[0]),
         listener(EPHEMERAL[1]),
@@ -228,10 +229,45 @@ def test_a_port_that_leads_to_an_address_is_bound_for_its_version(
     monkeypatch.setattr(
         auto, "bind_on_host", lambda rule, port, *rest: asked.append(rule.address) or world.bind(rule, port, *rest)
     )
-    scanned = world.follow((TCP, False), ports="80:192.0.2.9/80,auto")
-    world.guest.bound = [listener(80, bytes(16))]
-    scan(scanned)
-    assert asked == ["0.0.0.0"]
+    following = world.follow((TCP, False), ports="80:192.0.2.9/80,auto")
+    for address in (OTHER4, LOOPBACK4):  # where it does not lead
+        world.guest.bound = [listener(80, address)]
+        scan(following)
+        assert not asked
+    for address in (bytes(16), bytes([192, 0, 2, 9])):
+        world.guest.bound = [listener(80, address)]
+        scan(following)
+        assert asked == ["0.0.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("ports", "beside", "bound", "expected"),
+    [
+        ("8080:80,auto", "all", (80, 8080), {8080: 80}),  # `all` is bound already, but for the port that was named
+        ("8000-8010,auto", "127.0.0.1/8005", (8004, 8005), {8004: 8004}),
+        ("auto", "80:8080", (80, 81), {81: 81}),
+        ("8080:80,auto", "auto", (80, 8080), {80: 80, 8080: 80}),
+        ("auto", "auto", (80,), {80: 80}),
+    ],
+)
+def test_of_several_lists_each_port_is_one_of_them(
+    world: World, ports: str, beside: str, bound: tuple[int, ...], expected: dict[int, int]
+) -> None:
+    following = world.follow((TCP, False), ports=ports, beside=beside)
+    world.guest.bound = [listener(port) for port in bound]
+    for _ in range(2):
+        scan(following)
+        assert {entry.port: entry.to for entry in world.path.serving.values()} == expected
+    assert world.binds == len(expected)
+
+
+def test_of_a_long_list_only_what_leads_to_a_port_is_looked_at(world: World) -> None:
+    ports = ",".join(f"{port}:{port + 20_000}" for port in range(1, 8001, 2))
+    following = world.follow((TCP, False), ports=f"{ports},auto")
+    world.guest.bound = [listener(port + 20_000) for port in range(1, 8001, 2)]
+    assert all(len(following.leads[False].to(entry.port)) == 1 for entry in world.guest.bound)
+    scan(following)
+    assert world.path.ports == [(TCP, port) for port in range(1, 8001, 2)]
 
 
 def test_L2_what_listens_on_loopback_alone_is_not_reached_from_outside(world: World) -> None:
