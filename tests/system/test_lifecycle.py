@@ -252,7 +252,7 @@ def test_without_a_terminal_a_signal_ends_the_command_too(pasta: Pasta, number: 
 
 @pytest.mark.parametrize(("key", "status"), [(b"\x03", 9), (b"\x1c", 8)])
 def test_what_is_typed_at_a_terminal_is_for_the_command(pasta: Pasta, key: bytes, status: int) -> None:
-    """Interrupt and quit reach the whole foreground group: the command does what it likes with them, and its status is ours."""
+    """Interrupt and quit reach the whole foreground group: the command does as it likes, and its status is ours."""
     script = "trap 'exit 9' INT; trap 'exit 8' QUIT; echo up; while :; do sleep 0.1; done"
     command = pasta.argv("--config-net", "-q", command=["sh", "-c", script])
     child, leader = pty.fork()
