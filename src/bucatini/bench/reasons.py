@@ -26,8 +26,8 @@ REASONS = {
         "isolation is complete before readiness is told. slirp4netns's figure is the byte on its ready descriptor"
     ),
     "tcp-pingpong@mtu65520": (
-        "slirp4netns runs without its sandbox, and isolation costs us a hundredth here (docs/isolation.md). The values of "
-        "the two overlap (docs/profiles.md)"
+        "slirp4netns runs without its sandbox, and isolation costs us a hundredth here (docs/isolation.md). The values "
+        "of the two overlap (docs/profiles.md)"
     ),
     "paced-out@mtu65520": PACED,
     "paced-out@mtu65520 p99": PACED,
