@@ -250,6 +250,23 @@ def test_without_a_terminal_a_signal_ends_the_command_too(pasta: Pasta, number: 
         end(process)
 
 
+def test_an_interrupt_is_the_commands_without_a_terminal_too(pasta: Pasta) -> None:
+    command = pasta.argv("--config-net", command=["sh", "-c", "echo up; read line; exit 5"])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.wait(5) == 5
+    finally:
+        end(process)
+
+
 @pytest.mark.parametrize(("key", "status"), [(b"\x03", 9), (b"\x1c", 8)])
 def test_what_is_typed_at_a_terminal_is_for_the_command(pasta: Pasta, key: bytes, status: int) -> None:
     """Interrupt and quit reach the whole foreground group: the command does as it likes, and its status is ours."""
@@ -257,7 +274,10 @@ def test_what_is_typed_at_a_terminal_is_for_the_command(pasta: Pasta, key: bytes
     command = pasta.argv("--config-net", "-q", command=["sh", "-c", script])
     child, leader = pty.fork()
     if child == 0:
-        os.execvp(command[0], command)
+        try:
+            os.execvp(command[0], command)
+        finally:
+            os._exit(127)
     try:
         said = b""
         while b"up" not in said:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PORT_MAX = 65535
 OUTWARD = ("-T", "-U")  # from the namespace to the host
+WILDCARDS = ("0.0.0.0", "::")
 
 
 class PortRange(NamedTuple):
@@ -110,7 +111,7 @@ def parse_forward(option: str, value: str) -> ForwardSpec:
         spec = _parse(text, value)
         if option not in OUTWARD:
             for entry in spec.ranges:
-                if entry.to_address is not None and _is_loopback(entry.to_address):
+                if entry.to_address is not None and is_loopback(entry.to_address):
                     raise _Fault(f"'{entry.to_address}' cannot be reached from outside the namespace")
         return spec
     except _Fault as fault:
@@ -201,7 +202,8 @@ def _is_multicast(address: str) -> bool:
     return first == 0xFF if family == sockets.AF_INET6 else 224 <= first < 240
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether this is an address of loopback, in canonical text."""
     return address == "::1" or address.startswith("127.")
 
 
@@ -211,7 +213,7 @@ def _guest_address(text: str) -> str:
     address = canonical(text[1:-1] if bracketed else text)
     if address is None or "%" in address or (bracketed and not _is_v6(address)):
         raise _Fault(f"'{shown(text)}' is no address")
-    if _is_multicast(address) or address in {"0.0.0.0", "::", "255.255.255.255"}:
+    if _is_multicast(address) or address in {*WILDCARDS, "255.255.255.255"}:
         raise _Fault(f"'{address}' is no address of a single host")
     return address
 
@@ -293,9 +295,13 @@ def rules(
                     continue
                 rule = _rule(spec, entry, protocol, tolerant)
                 holes = list(spec.excluded)
+                has = [other for other in named if weak and other.auto and not rule.auto and _says(rule, other)]
                 if weak:
-                    holes += [ephemeral, *((r.first, r.last) for r in named if _meet(r, rule))]
-                for first, last in _without(entry.first, entry.last, holes):
+                    holes += [ephemeral, *((r.first, r.last) for r in named if r not in has and _meet(r, rule))]
+                parts = _without(entry.first, entry.last, holes)
+                for other in has:  # it has their ports in any case
+                    _replace(named, other, parts)
+                for first, last in parts:
                     _add(known, _part(rule, first, last))
     return (*named, *others)
 
@@ -339,6 +345,15 @@ def _covers(rule: ForwardRule, other: ForwardRule) -> bool:
     return rule.address == ("::" if _is_v6(other.address) else "0.0.0.0")
 
 
+def _says(rule: ForwardRule, other: ForwardRule) -> bool:
+    """Whether, for the ports that both have, a rule says what another says, and perhaps more."""
+    return _covers(rule, other) and not _goes_elsewhere(rule, other)
+
+
+def _goes_elsewhere(rule: ForwardRule, other: ForwardRule) -> bool:
+    return rule.to - rule.first != other.to - other.first or rule.to_address != other.to_address
+
+
 def _meet(rule: ForwardRule, other: ForwardRule) -> bool:
     """Whether the kernel would refuse to bind one port for both."""
     if rule.interface is not None and other.interface is not None and rule.interface != other.interface:
@@ -349,24 +364,39 @@ def _meet(rule: ForwardRule, other: ForwardRule) -> bool:
 
 def _add(known: list[ForwardRule], new: ForwardRule) -> None:
     """Add what is not there yet; a contradiction is an error."""
-    pieces = [new]
+    gone = []  # to those that have the port in any case
+    for other in known if new.auto else ():
+        if not other.auto and (both := _shared(other, new)):
+            if _goes_elsewhere(other, new) and not new.weak:
+                raise UsageError(f"{new.text}: port {both[0]} goes elsewhere in '{other.text}'")
+            gone.append(both)
+    for first, last in _without(new.first, new.last, gone):
+        _add_part(known, _part(new, first, last))
+
+
+def _add_part(known: list[ForwardRule], new: ForwardRule) -> None:
+    gone = []
     for other in tuple(known):
-        low, high = max(other.first, new.first), min(other.last, new.last)
-        if low > high or not _meet(other, new):
+        if other.auto != new.auto or not (both := _shared(other, new)):
             continue
-        left = new.auto and not other.auto  # to the one that has the port in any case
-        elsewhere = other.to - other.first != new.to - new.first or other.to_address != new.to_address
-        if elsewhere and not (left and new.weak):
-            raise UsageError(f"{new.text}: port {low} goes elsewhere in '{other.text}'")
-        if left or _covers(other, new):
-            pieces = [piece for old in pieces for piece in _cut(old, low, high)]
+        if _goes_elsewhere(other, new):
+            raise UsageError(f"{new.text}: port {both[0]} goes elsewhere in '{other.text}'")
+        if _covers(other, new):
+            gone.append(both)
         elif _covers(new, other):
-            at = known.index(other)
-            known[at : at + 1] = _cut(other, low, high)
+            _replace(known, other, [both])
         else:
-            raise UsageError(f"{new.text}: port {low} is also in '{other.text}'")
-    known += pieces
+            raise UsageError(f"{new.text}: port {both[0]} is also in '{other.text}'")
+    known += [_part(new, first, last) for first, last in _without(new.first, new.last, gone)]
 
 
-def _cut(rule: ForwardRule, low: int, high: int) -> list[ForwardRule]:
-    return [_part(rule, first, last) for first, last in _without(rule.first, rule.last, [(low, high)])]
+def _shared(rule: ForwardRule, other: ForwardRule) -> tuple[int, int] | None:
+    """Return first and last of the ports that only one of two rules can have; None: there are none."""
+    low, high = max(rule.first, other.first), min(rule.last, other.last)
+    return (low, high) if low <= high and _meet(rule, other) else None
+
+
+def _replace(known: list[ForwardRule], rule: ForwardRule, gone: Iterable[tuple[int, int]]) -> None:
+    """Put what is left of a rule in its place."""
+    at = known.index(rule)
+    known[at : at + 1] = [_part(rule, first, last) for first, last in _without(rule.first, rule.last, gone)]

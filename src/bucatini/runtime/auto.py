@@ -32,7 +32,16 @@ from bucatini.host.netlink import pack
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
 from bucatini.plan.ports import ForwardRule
-from bucatini.runtime.forwards import Bound, Versions, ask_in_namespace, ask_on_host, bind_on_host, made_by, serve
+from bucatini.runtime.forwards import (
+    LOOPBACK,
+    Bound,
+    Versions,
+    ask_in_namespace,
+    ask_on_host,
+    bind_on_host,
+    made_by,
+    serve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -69,7 +78,7 @@ class Seen(NamedTuple):
 
     found: Ports
     alone: Ports  # to its loopback alone, where that is reached
-    addressed: Ports  # to an address that was asked for, or to any
+    addressed: dict[str, Ports]  # to one of the addresses that were asked for, or to all
     whole: bool  # all of it was looked at
 
 
@@ -90,7 +99,7 @@ class Leads:
                 del now[rule]
             now |= dict.fromkeys(begin.get(port, ()))
             self.groups.append(tuple(now))
-        self.addresses = {pack(rule.to_address) for rule in rules if rule.to_address is not None}
+        self.addresses = {rule.to_address: pack(rule.to_address) for rule in rules if rule.to_address is not None}
 
     def to(self, port: int) -> tuple[ForwardRule, ...]:
         return self.groups[bisect_right(self.bounds, port) - 1]
@@ -211,8 +220,8 @@ class AutoForwards:
 
     def _see(self, guest: bool, source: Source) -> Generator[bool, None, Seen]:
         """Read what is bound on the other side: the namespace's for forwards on the host."""
-        seen = Seen(no_ports(), no_ports(), no_ports(), whole=True)
         leads = self.leads[guest]
+        seen = Seen(no_ports(), no_ports(), {address: no_ports() for address in leads.addresses}, whole=True)
         ours = self.ours[not guest]
         local = not guest and self.settings.host_lo_to_ns_lo
         for part in source.parts():
@@ -222,9 +231,9 @@ class AutoForwards:
             else:
                 usable = [entry for entry in part if leads.to(entry.port)]
                 add_ports(seen.found, usable, loopback=guest, others=not guest, not_ours=ours)
-                if leads.addresses:
-                    there = [one for one in usable if is_any(one.address) or one.address in leads.addresses]
-                    add_ports(seen.addressed, there, loopback=True, others=True, not_ours=ours)
+                for address, raw in leads.addresses.items():
+                    there = [entry for entry in usable if is_any(entry.address) or entry.address == raw]
+                    add_ports(seen.addressed[address], there, loopback=True, others=True, not_ours=ours)
                 if local:
                     usable = [entry for entry in usable if not is_any(entry.address) and is_loopback(entry.address)]
                     add_ports(seen.alone, usable, loopback=True, others=False, not_ours=ours)
@@ -237,14 +246,15 @@ class AutoForwards:
         return seen.whole and not any(
             made in self._of(rule, made.to, seen)
             for rule in self.leads[guest].to(made.to)
-            if rule.protocol == made.protocol
+            if rule.protocol == made.protocol and rule.first + made.to - rule.to == made.first
         )
 
     def _follow(self, guest: bool, seen: Seen) -> Generator[bool, None, bool]:
         """Add what is new, beginning behind the last port that was tried; returns whether that was not all."""
         tries = 0
         last = self.last[guest]
-        ports = {port for kind in seen[:3] for of in kind.values() for port in of}
+        kinds = (seen.found, seen.alone, *seen.addressed.values())
+        ports = {port for kind in kinds for of in kind.values() for port in of}
         for port in sorted(ports, key=lambda port: (port - last - 1) % (1 << 16)):
             yield False
             if tries >= TRIES:
@@ -270,7 +280,7 @@ class AutoForwards:
         """Return the forwards that a rule makes of a port of the other side, as it is bound there."""
         address_of = ANY
         if rule.to_address is not None:
-            version = _version(seen.addressed, rule.protocol, port)
+            version = _version(seen.addressed[rule.to_address], rule.protocol, port)
         else:
             version = _version(seen.found, rule.protocol, port)
             if version is None:
@@ -290,7 +300,13 @@ class AutoForwards:
         on = [number for number, enabled in ((4, self.versions.v4), (6, self.versions.v6)) if enabled]
         on = [number for number in on if version in {0, number}]
         if rule.address is not None:
-            return [rule.address] if (6 if ":" in rule.address else 4) in on else []
+            on = [number for number in on if number == (6 if ":" in rule.address else 4)]
+            if address_of is ANY or is_loopback(pack(rule.address)):
+                return [rule.address] if on else []
+            if not is_any(pack(rule.address)):
+                return []
+        if address_of is not ANY and rule.interface not in {None, LOOPBACK}:
+            return []
         if len(on) == 2 and address_of is ANY:
             return [None]
         return [address_of[number] for number in on]

@@ -22,7 +22,7 @@ from bucatini.datapath.syscall_numbers import SIOCGIFINDEX
 from bucatini.errors import HostError
 from bucatini.lean import sockets
 from bucatini.lean.record import TYPE_CHECKING, NamedTuple
-from bucatini.plan.ports import ForwardRule, rules
+from bucatini.plan.ports import WILDCARDS, ForwardRule, ForwardSpec, is_loopback, rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -85,10 +85,16 @@ def namespace_rules(settings: Settings, ephemeral: tuple[int, int]) -> list[Forw
     """Return the rules of -T and -U."""
     result: list[ForwardRule] = []
     if not settings.no_tcp:
-        result += rules(settings.tcp_ns, sockets.IPPROTO_TCP, ephemeral)
+        result += rules(map(_inside, settings.tcp_ns), sockets.IPPROTO_TCP, ephemeral)
     if not settings.no_udp:
-        result += rules(settings.udp_ns, sockets.IPPROTO_UDP, ephemeral)
+        result += rules(map(_inside, settings.udp_ns), sockets.IPPROTO_UDP, ephemeral)
     return result
+
+
+def _inside(spec: ForwardSpec) -> ForwardSpec:
+    """Return where to listen in the namespace: on its loopback, unless an interface or an address is named."""
+    anywhere = spec.address in {None, *WILDCARDS} or is_loopback(spec.address or "")
+    return spec._replace(interface=LOOPBACK) if anywhere and spec.interface is None else spec
 
 
 def packed(address: str | None) -> bytes:
@@ -101,23 +107,23 @@ def packed(address: str | None) -> bytes:
 
 
 def bind_forwards(
-    rules: Iterable[ForwardRule], bind: Callable[[ForwardRule, int], Bound], warn: Callable[[str], None]
+    wanted: Iterable[tuple[ForwardRule, Callable[[ForwardRule, int], Bound]]], warn: Callable[[str], None]
 ) -> list[Bound]:
-    """Bind every port of every rule without `auto`; `bind` binds one, or raises OSError.
+    """Bind every port of every rule without `auto`; what stands beside it binds one, or raises OSError.
 
     Raises:
         HostError: a port that was named cannot be bound, or none of a weak specification's could.
     """
     bound: list[Bound] = []
-    rules = [rule for rule in rules if not rule.auto]
+    wanted = [(rule, bind) for rule, bind in wanted if not rule.auto]
     files = getrlimit(RLIMIT_NOFILE)[0]
     # Weak ones share what descriptors there are; each is one or more rules
-    waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule in rules if rule.weak))
+    waiting = list(dict.fromkeys((rule.protocol, rule.text) for rule, _ in wanted if rule.weak))
     stops: dict[tuple[int, str], int] = {}  # descriptor at which it has had its part
     stopped: set[tuple[int, str]] = set()
     some: set[tuple[int, str]] = set()  # of which a port could be bound
     failures: dict[tuple[int, str], OSError] = {}  # the last of each that must have one
-    for rule in rules:
+    for rule, bind in wanted:
         weak = rule.protocol, rule.text
         if weak in stopped:
             continue
@@ -184,9 +190,13 @@ def ask_in_namespace(
 ) -> None:
     """Have one port bound in the guest's namespace; `done` gets the descriptor, or -1, and the error number."""
     address = (rule.address or "").partition("%")[0]
-    interface = rule.interface or ("" if address and address not in {"0.0.0.0", "::"} else LOOPBACK)
     maker.bind(
-        done, rule.protocol, _version(address, versions), port, address=packed(address or None), interface=interface
+        done,
+        rule.protocol,
+        _version(address, versions),
+        port,
+        address=packed(address or None),
+        interface=rule.interface or "",
     )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bucatini.lean import sockets
+    from bucatini.plan.ports import ForwardRule
     from bucatini.plan.settings import Settings
     from bucatini.runtime.log import Log
 
@@ -158,7 +159,11 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     process.read_no_terminal()
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
     inward = forward_rules(settings, process.ephemeral_range())
-    bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
+
+    def on_host(rule: ForwardRule, port: int) -> Bound:
+        return bind_on_host(rule, port, versions, settings.freebind)
+
+    bound = bind_forwards([(rule, on_host) for rule in inward], log.warning)
     if client is None:
         listener, path = machine.listen(settings.socket_path)
         made.add(path)

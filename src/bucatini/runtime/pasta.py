@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from bucatini.datapath.loop import DataPath
     from bucatini.guest.maker import Maker
+    from bucatini.plan.ports import ForwardRule
     from bucatini.plan.settings import Settings
     from bucatini.runtime.log import Log
 
@@ -89,13 +90,22 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
     ephemeral = process.ephemeral_range()
     inward, outward = forward_rules(settings, ephemeral), namespace_rules(settings, ephemeral)
-    bound = bind_forwards(inward, lambda rule, port: bind_on_host(rule, port, versions, settings.freebind), log.warning)
     maker = None
     if guest.maker is not None:
         from bucatini.guest.maker import Maker
 
         maker = Maker(guest.maker.requests)
-        bound += bind_forwards(outward, lambda rule, port: bind_in_namespace(rule, port, versions, maker), log.warning)
+
+    def on_host(rule: ForwardRule, port: int) -> Bound:
+        return bind_on_host(rule, port, versions, settings.freebind)
+
+    def in_namespace(rule: ForwardRule, port: int) -> Bound:
+        assert maker is not None  # else there are no such rules
+        return bind_in_namespace(rule, port, versions, maker)
+
+    wanted = [(rule, on_host) for rule in inward]
+    wanted += [(rule, in_namespace) for rule in outward if maker is not None]
+    bound = bind_forwards(wanted, log.warning)
     capture = running.open_capture(settings.pcap, made)
     pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
     binder = start_binder(settings, identity)

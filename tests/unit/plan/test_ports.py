@@ -172,6 +172,9 @@ def test_with_auto_too_a_port_that_was_named_goes_to_one_place(other: str) -> No
         (("8000-8010,auto", "127.0.0.1/8005-8010"), [(8005, 8010, False), (8000, 8004, True)]),
         (("~11-65535,auto", "all:10.0.0.1,~5-65535"), [(1, 4, False), (5, 10, True)]),
         (("~11-65535", "8:80,auto"), [(8, 8, True), (1, 7, False), (9, 10, False)]),
+        (("~11-65535", "8,auto"), [(1, 10, False)]),
+        (("~11-65535", "127.0.0.1/8-12,auto"), [(11, 12, True), (1, 10, False)]),
+        (("127.0.0.1/80", "10.0.0.1/80,auto", "80,auto"), [(80, 80, False), (80, 80, True)]),
     ],
 )
 def test_what_has_a_port_in_any_case_goes_before_what_may_have_it(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bucatini.host.listeners import Listener
-from bucatini.plan.ports import ForwardRule, parse_forward, rules
+from bucatini.plan.ports import ForwardRule, parse_forward
 from bucatini.plan.settings import Settings
 from bucatini.runtime import auto
 from bucatini.runtime.auto import AutoForwards
-from bucatini.runtime.forwards import Versions
+from bucatini.runtime.forwards import Versions, forward_rules, namespace_rules
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 ANY4, LOOPBACK4, OTHER4 = bytes(4), bytes([127, 0, 0, 1]), bytes([192, 0, 2, 7])
@@ -21,6 +21,7 @@ BOTH = Versions(True, True)
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
 MOST = 4096
+OPTIONS = {(TCP, False): "tcp_ports", (UDP, False): "udp_ports", (TCP, True): "tcp_ns", (UDP, True): "udp_ns"}
 
 
 def listener(port: int, address: bytes = ANY4, protocol: int = TCP, inode: int = 1) -> Listener:
@@ -121,11 +122,12 @@ class World:
         **settings: Any,
     ) -> AutoForwards:
         spec = parse_forward("-t", ports)
-        spec = spec._replace(excluded=(*spec.excluded, *excluded), interface=interface)
-        found: dict[bool, list[ForwardRule]] = {False: [], True: []}
-        for protocol, guest in wanted:
-            found[guest] += rules([spec, parse_forward("-t", beside)], protocol, EPHEMERAL)
-        inward, outward = ([rule for rule in found[guest] if rule.auto] for guest in (False, True))
+        spec = spec._replace(excluded=(*spec.excluded, *excluded), interface=interface or spec.interface)
+        asked = Settings(
+            udp_follows_tcp=False, **{OPTIONS[one]: (spec, parse_forward("-t", beside)) for one in wanted}, **settings
+        )
+        found = forward_rules(asked, EPHEMERAL), namespace_rules(asked, EPHEMERAL)
+        inward, outward = ([rule for rule in made if rule.auto] for made in found)
         return AutoForwards(
             self.path,  # type: ignore[arg-type]
             self.maker,  # type: ignore[arg-type]
@@ -134,7 +136,7 @@ class World:
             inward=inward,
             outward=outward,
             bound=[],
-            settings=Settings(**settings),
+            settings=asked,
             most=most,
             notice=self.told.append,
         )
@@ -238,6 +240,12 @@ def test_a_port_that_leads_to_an_address_is_bound_for_its_version(
         world.guest.bound = [listener(80, address)]
         scan(following)
         assert asked == ["0.0.0.0"]
+    two = world.follow((TCP, False), ports="8081:192.0.2.7/80,8082:192.0.2.9/80,auto")
+    world.guest.bound = [listener(80, OTHER4)]
+    asked.clear()
+    world.path.serving.clear()
+    scan(two)
+    assert world.path.ports == [(TCP, 8081)]
 
 
 @pytest.mark.parametrize(
@@ -284,10 +292,18 @@ def test_with_a_way_to_its_loopback_it_is_reached_from_the_hosts_loopback_only(
     monkeypatch.setattr(
         auto, "bind_on_host", lambda rule, port, *rest: asked.append(rule.address) or world.bind(rule, port, *rest)
     )
-    following = world.follow((TCP, False), host_lo_to_ns_lo=True)
     world.guest.bound = [listener(80, LOOPBACK4)]
-    scan(following)
-    assert asked == ["127.0.0.1"]
+    for ports, expected in (
+        ("auto", ["127.0.0.1"]),
+        ("0.0.0.0/auto", ["127.0.0.1"]),
+        ("127.0.0.2/auto", ["127.0.0.2"]),
+        ("%lo/auto", ["127.0.0.1"]),
+        ("192.0.2.1/auto", []),
+        ("%eth0/auto", []),
+    ):
+        asked.clear()
+        scan(world.follow((TCP, False), ports=ports, host_lo_to_ns_lo=True))
+        assert asked == expected
 
 
 def test_L4_a_forward_is_not_followed_back(world: World) -> None:

@@ -6,17 +6,29 @@ import socket
 
 import pytest
 
-from bucatini.cli.options import PASST, parse
+from bucatini.cli.options import PASST, PASTA, parse
 from bucatini.errors import HostError
 from bucatini.plan.ports import ForwardRule, parse_forward, rules
 from bucatini.runtime import forwards
-from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules
+from bucatini.runtime.forwards import Bound, Versions, bind_forwards, bind_on_host, forward_rules, namespace_rules
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
 
 def rule(protocol: int, first: int, last: int, *, weak: bool = True, text: str = "all") -> ForwardRule:
     return ForwardRule(protocol, None, None, first, last, first, None, weak=weak, text=text)
+
+
+def test_in_the_namespace_no_interface_is_its_loopback() -> None:
+    settings = parse(
+        ["-T", "80", "-T", "%eth0/80", "-T", "127.0.0.1/80", "-T", "192.0.2.1/81", "-U", "none"], PASTA
+    ).settings
+    found = [(rule.address, rule.interface, rule.first) for rule in namespace_rules(settings, (1, 2))]
+    assert found == [(None, "lo", 80), (None, "eth0", 80), ("192.0.2.1", None, 81)]
+
+
+def on_both(rule: ForwardRule, port: int) -> Bound:
+    return bind_on_host(rule, port, Versions(True, True), False)
 
 
 class Host:
@@ -38,7 +50,7 @@ class Host:
         return Bound(self.next, rule.protocol, 0, port, port, b"", b"", 0)
 
     def ports(self, *rules: ForwardRule) -> dict[int, list[int]]:
-        bound = bind_forwards(rules, self.bind, self.said.append)
+        bound = bind_forwards([(rule, self.bind) for rule in rules], self.said.append)
         return {protocol: [e.port for e in bound if e.protocol == protocol] for protocol in (TCP, UDP)}
 
 
@@ -128,7 +140,7 @@ def test_udp_follows_tcp_as_far_as_it_can_be_bound() -> None:
         port = busy.getsockname()[1]
         wanted = forward_rules(parse(["-t", str(port)], PASST).settings, (1, 2))
         assert [rule.protocol for rule in wanted] == [TCP, UDP]
-        bound = bind_forwards(wanted, lambda rule, at: bind_on_host(rule, at, Versions(True, True), False), pytest.fail)
+        bound = bind_forwards([(rule, on_both) for rule in wanted], pytest.fail)
     assert [(entry.protocol, entry.port) for entry in bound] == [(TCP, port)]
     for entry in bound:
         os.close(entry.fd)
@@ -140,7 +152,7 @@ def test_a_udp_port_that_was_named_must_be_bound() -> None:
         port = busy.getsockname()[1]
         wanted = forward_rules(parse(["-u", str(port)], PASST).settings, (1, 2))
         with pytest.raises(HostError, match="cannot listen on UDP port"):
-            bind_forwards(wanted, lambda rule, at: bind_on_host(rule, at, Versions(True, True), False), pytest.fail)
+            bind_forwards([(rule, on_both) for rule in wanted], pytest.fail)
 
 
 @pytest.mark.parametrize(("version", "ours", "other"), [(4, "127.0.0.1", "127.0.0.2"), (6, "::1", "::ffff:127.0.0.2")])
