@@ -84,6 +84,7 @@ cdef enum:
     BULK = 32768  # bytes of a batch that speak for a transfer
     PRESSED = 1024  # frames without a pause: a tap's queue has 1,000
     RUSH = 16  # batches taken in one turn while the link is pressed: its queue must become empty
+    UDP_SHARE = 2  # one flow in so many is UDP at most, and one port of the host's
     CONTINUES = 64  # flows that go on with their next share in one turn
     TIMERS = 64  # timers fired in one turn
     SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
@@ -212,6 +213,7 @@ cdef class DataPath:
         others = OTHER_DESCRIPTORS + listeners
         if getrlimit(RLIMIT_NOFILE, &files) == 0 and files.rlim_cur < <unsigned long> (flows + others):
             w.capacity = max(OTHER_DESCRIPTORS, <int> files.rlim_cur - others)
+        w.udp_most = w.capacity // UDP_SHARE
         by_age_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
@@ -256,7 +258,7 @@ cdef class DataPath:
             flow_table_free(&self.table)
 
     def settings(self, *, int mtu, bytes our_mac, bint no_tcp, bint no_udp, bint no_icmp, bint freebind, bint peek_off,
-                 bint host_lo_to_ns_lo=False):
+                 bint host_lo_to_ns_lo=False, int ports=65536):
         """Set what holds for the whole run.
 
         Args:
@@ -264,6 +266,7 @@ cdef class DataPath:
             our_mac: 6 bytes.
             peek_off: whether SO_PEEK_OFF works on TCP sockets here.
             host_lo_to_ns_lo: what bypasses the tap arrives on the namespace's loopback, not at the guest's address.
+            ports: that the host's kernel hands out; half of them are left to others.
         """
         if len(our_mac) != 6 or not 68 <= mtu <= 65535:
             raise ValueError("mtu or our_mac")
@@ -275,6 +278,7 @@ cdef class DataPath:
         self.w.settings.freebind = freebind
         self.w.settings.peek_off = peek_off
         self.w.settings.host_lo_to_ns_lo = host_lo_to_ns_lo
+        self.w.udp_most = max(1, min(self.w.capacity, ports) // UDP_SHARE)
 
     def family(self, int version, *, bytes guest, bint learn, bytes ours, bytes map_host_loopback=b"",
                bytes map_guest_addr=b"", bytes host=b"", bytes dns_forward=b"", bytes dns_host=b"",

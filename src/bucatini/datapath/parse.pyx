@@ -37,6 +37,7 @@ cdef enum:
     EXT_DESTINATION = 60
     EXT_LIMIT = 8
     BOOTPS = 67  # RFC 2131 §4.1
+    UDP_SEGMENTS = 128  # datagrams of a superframe: UDP_MAX_SEGMENTS of linux/udp.h
     DHCPV6_SERVER = 547  # RFC 8415 §7.2
     ICMP_ECHO = 8  # RFC 792
     ICMPV6_ECHO = 128  # RFC 4443 §4.1
@@ -73,6 +74,8 @@ cdef int parse_l4(FrameRef *ref, bint checked) noexcept nogil:
             return -C_DROP_UDP_HEADER
         if ref.gso_type == VNET_GSO_NONE:
             ref.l4_length = header
+        elif ref.l4_length - UDP_HLEN > ref.gso_size * UDP_SEGMENTS:
+            return -C_DROP_OVERSIZE
         if (<udp_hdr *> p).checksum_be == 0:
             if ref.version == 6:  # RFC 8200 §8.1
                 return -C_DROP_L4_CHECKSUM

@@ -186,9 +186,9 @@ cdef void tcp_kept(TcpConn *c, uint32_t seq, uint32_t length) noexcept nogil:
 cdef uint32_t tcp_fetch(TcpConn *c) noexcept nogil:
     """After TA_FETCH, the payload in front being accepted: returns how many kept bytes follow; they are accepted."""
     cdef uint32_t length = 0
-    if c.kept.count and seq_le(c.kept.start[0], c.rcv_nxt):
-        if seq_gt(c.kept.end[0], c.rcv_nxt):
-            length = c.kept.end[0] - c.rcv_nxt
+    ranges_cut(&c.kept, c.rcv_nxt)  # what came again with what is in front, of several of them perhaps
+    if c.kept.count and c.kept.start[0] == c.rcv_nxt:
+        length = c.kept.end[0] - c.rcv_nxt
         c.rcv_nxt += length
         ranges_cut(&c.kept, c.rcv_nxt)
     if c.flags & TF_FIN_KEPT and seq_ge(c.rcv_nxt, c.fin_at):

@@ -141,7 +141,7 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
             error = errno
             close(w.spare_fd)
             fd = accept4(listener.fd, &sa.sa, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
-            short = fd >= 0 and not room_for_host(w, error)
+            short = fd >= 0 and (listener.pif != PIF_HOST or not room_for_host(w, error))
             if short:  # refused: else the listener would stay ready
                 count(w, C_FLOW_REFUSED)
                 reject(fd)

@@ -846,10 +846,9 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         setsockopt(flow.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))  # T17
     e = entry_of(w, flow)
     if a.what & TA_ACCEPT:
-        if e.count == LINK_BATCH:
-            flush_entry(w, e)
-            if e.flow == NULL:
-                return
+        if e.count == LINK_BATCH and deliver(w, e) < 0:
+            reset_by_host(w, flow)
+            return
         e.iov[e.count].iov_base = ref.payload + a.offset
         e.iov[e.count].iov_len = a.length
         e.count += 1

@@ -29,7 +29,8 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
+Limits. Half of all flows are UDP's at most, and as many as half of the ports that the kernel hands out (`udp_most`):
+connections have room whatever is sent, and other programs of the host have ports. At that limit one of them gives way; where there is no
 descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened more of them, so
 that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's: the one that has
 been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
@@ -101,7 +102,6 @@ cdef enum:
     RUN_BYTES = 65000
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
     SHARE = 4  # receive calls in one turn of a flow
-    SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
     RECEIVE_BUFFER = 1 << 20  # bytes, which the kernel doubles: 10 ms of a gigabit in datagrams of 1400 bytes
     EARLY = 16  # receive calls for what came before connect()
     DNS = 53
@@ -531,7 +531,7 @@ cdef bint udp_make_room(Worker *w, bint descriptor, bint from_host) noexcept nog
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow
-    if udp_flows(w) >= w.capacity // SHARE_OF_ALL and not udp_make_room(w, False, from_host):
+    if udp_flows(w) >= w.udp_most and not udp_make_room(w, False, from_host):
         count(w, C_FLOW_REFUSED)
         return NULL
     flow = flow_new(w.flows, key, FLOW_UDP)

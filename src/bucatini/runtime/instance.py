@@ -12,7 +12,7 @@ import time
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import Background, has_terminal, let_go_of_streams
+from bucatini.host.process import Background, ephemeral_range, has_terminal, let_go_of_streams
 from bucatini.host.view import Own, own
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
@@ -77,6 +77,7 @@ class Instance:
     def _tell(self) -> None:
         """Give the compiled loop what holds for the whole run."""
         settings, plan = self.settings, self.plan
+        first, last = ephemeral_range()
         self.path.settings(
             mtu=plan.mtu or DEFAULT_MTU,
             our_mac=plan.our_mac,
@@ -86,6 +87,7 @@ class Instance:
             freebind=settings.freebind,
             peek_off=has_peek_off(),
             host_lo_to_ns_lo=settings.host_lo_to_ns_lo,
+            ports=last - first + 1,
         )
         for version, family in ((4, plan.v4), (6, plan.v6)):
             if family is not None:

@@ -51,15 +51,17 @@ class Link:
     kind = socket.SOCK_SEQPACKET
 
     def __init__(
-        self, capture: int = -1, flows: int = FLOWS, slow: "SlowPath | None" = None, *, peek_off: bool = True
-    ) -> None:
+        self, capture: int = -1, flows: int = FLOWS, slow: "SlowPath | None" = None, *, peek_off: bool = True,
+        ports: int = 28232,
+    ) -> None:  # fmt: skip
         self.end, self.other = socket.socketpair(socket.AF_UNIX, self.kind)
         self.end.settimeout(5)
         self.other.setblocking(False)
         self.path = DataPath(flows=flows, listeners=1)
         self.path.settings(
-            mtu=1500, our_mac=OUR_MAC, no_tcp=False, no_udp=False, no_icmp=False, freebind=False, peek_off=peek_off
-        )
+            mtu=1500, our_mac=OUR_MAC, no_tcp=False, no_udp=False, no_icmp=False, freebind=False, peek_off=peek_off,
+            ports=ports,
+        )  # fmt: skip
         self.path.family(
             4, guest=mapped(GUEST), learn=False, ours=mapped(HOST), map_host_loopback=mapped(HOST), host=mapped(HOST)
         )

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -632,6 +633,31 @@ def test_U4_what_came_as_a_broadcast_is_answered_from_an_address_of_the_host(lin
             link.send(17, udp.Udp(port, asked.sport, b"here").emit(GUEST, HOST))
             assert peer.recvfrom(100) == (b"here", ("127.0.0.1", port))
         assert link.path.counters()["drop_udp_send"] == 0
+
+
+def test_what_comes_again_over_several_holes_arrives_once(link: Link) -> None:
+    data = bytes(random.Random(1).randbytes(500))
+    with socket.create_server(("127.0.0.1", 0)) as server, opened(link, server) as (peer, port, ack):
+        for first, last in ((100, 200), (300, 400), (0, 350), (350, 500), (400, 500)):
+            link.segment(40000, port, ACK | PSH, 1000 + first, ack, data[first:last])
+        got = b""
+        while len(got) < 500:
+            got += peer.recv(1000)
+        link.segment(40000, port, ACK | FIN, 1500, ack)
+        assert got + peer.recv(1000) == data
+
+
+def test_a_sweep_over_source_ports_leaves_half_of_the_hosts_to_others() -> None:
+    link = Link(flows=64, ports=20)
+    try:
+        with bound() as (server, to):
+            for sport in range(5000, 5030):
+                link.send(17, udp.Udp(sport, to, b"question").emit(GUEST, HOST))
+                server.recv(100)
+            assert link.path.flows == 10
+            assert link.path.counters()["udp_evicted"] == 20
+    finally:
+        link.close()
 
 
 @pytest.mark.parametrize("link", [8], indirect=True)  # half of them may be UDP's

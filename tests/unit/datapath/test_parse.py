@@ -117,6 +117,11 @@ def test_a_superframe_without_a_size_is_refused() -> None:
     assert counter(parse_bytes(udp4(), gso_type=5, gso_size=0)) == "drop_oversize"
 
 
+def test_a_superframe_has_as_many_datagrams_as_a_kernel_makes_at_most() -> None:
+    assert parse_bytes(udp4(bytes(1280)), gso_type=5, gso_size=10)["kind"] == UDP
+    assert counter(parse_bytes(udp4(bytes(1281)), gso_type=5, gso_size=10)) == "drop_oversize"
+
+
 @settings(max_examples=400)
 @given(st.binary(max_size=200), st.sampled_from([0x0800, 0x86DD, 0x0806]), st.booleans())
 def test_L15_any_bytes_are_parsed_or_counted(data: bytes, ethertype: int, offloaded: bool) -> None:

@@ -191,6 +191,17 @@ def test_the_filled_hole_brings_what_was_kept() -> None:
     assert t.told() == []
 
 
+def test_what_fills_several_holes_ends_within_what_was_kept() -> None:
+    t = Trace()
+    for start in (100, 300):
+        t.guest(ACK, start, 0, length=100)
+        t.keep(start, 100)
+    assert t.guest(ACK, 0, 0, length=350) == {"accept", "ack_batch", "fetch"}
+    assert t.machine.fetch() == 50
+    assert t.rcv_nxt() == 400
+    assert t.told() == []
+
+
 def test_of_a_segment_that_overlaps_only_what_is_missing_is_kept() -> None:
     t = Trace()
     t.guest(ACK, 1000, 0, length=500)
