@@ -30,12 +30,12 @@ Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an 
 the last datagram was and waits again or closes.
 
 Limits. Half of all flows are UDP's at most, and as many as half of the ports that the kernel hands out (`udp_most`):
-connections have room whatever is sent, and other programs of the host have ports. At that limit one of them gives way; where there is no
-descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened more of them, so
-that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's: the one that has
-been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
-(`udp_make_room`). The lists by age are put right then, not with every datagram. Where nothing gives way, the new flow
-is refused.
+connections have room whatever is sent, and other programs of the host have ports. At that limit one of them gives way;
+where there is no descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened
+more of them, so that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's:
+the one that has been idle longest, if it had its answer, or a second of silence, or never more than one datagram each
+way (`udp_make_room`). The lists by age are put right then, not with every datagram. Where nothing gives way, the new
+flow is refused.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
