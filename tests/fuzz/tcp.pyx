@@ -186,8 +186,9 @@ cdef inline void acknowledge(World *w) noexcept nogil:
 
 
 cdef bint guest_data(World *w, bint again) noexcept nogil:
-    """Send the next segment, or the oldest one again; whether there is one."""
+    """Send the next segment, or what is not acknowledged again, in a piece of some other size; whether there is one."""
     cdef uint32_t start = w.una if again else w.nxt, length
+    cdef uint32_t most = 1 + (7 * w.una + 13 * w.nxt) % (5 * MSS) if again else MSS
     cdef bint fin
     if start > w.queued:
         if not w.closed:
@@ -195,7 +196,7 @@ cdef bint guest_data(World *w, bint again) noexcept nogil:
         guest_segment(w, TH_FIN, w.queued, 0)
         w.nxt = w.queued + 1
         return True
-    length = w.queued - start if w.queued - start < MSS else MSS
+    length = w.queued - start if w.queued - start < most else most
     if w.guest_edge <= start:
         length = 0
     elif length > w.guest_edge - start:
@@ -445,6 +446,8 @@ cdef void fetch(World *w) noexcept nogil:
         if not w.kept[start + i]:
             fail(w, b"bytes that never came")
     w.c.held += length  # it has its place in the pool already
+    if w.c.kept.count and not seq_gt(w.c.kept.start[0], w.c.rcv_nxt):
+        fail(w, b"what is next is kept, and was not fetched")
     drained(w)
 
 
