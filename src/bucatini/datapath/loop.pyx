@@ -84,7 +84,7 @@ cdef enum:
     BULK = 32768  # bytes of a batch that speak for a transfer
     PRESSED = 1024  # frames without a pause: a tap's queue has 1,000
     RUSH = 16  # batches taken in one turn while the link is pressed: its queue must become empty
-    UDP_SHARE = 2  # one flow in so many is UDP at most, and one port of the host's
+    PORTS_SHARE = 2  # of the ports that the host's kernel hands out the guest has one in so many at most
     CONTINUES = 64  # flows that go on with their next share in one turn
     TIMERS = 64  # timers fired in one turn
     SLOW_KINDS = 3  # of slow path frames: ARP and others, IPv4, IPv6
@@ -213,7 +213,7 @@ cdef class DataPath:
         others = OTHER_DESCRIPTORS + listeners
         if getrlimit(RLIMIT_NOFILE, &files) == 0 and files.rlim_cur < <unsigned long> (flows + others):
             w.capacity = max(OTHER_DESCRIPTORS, <int> files.rlim_cur - others)
-        w.udp_most = w.capacity // UDP_SHARE
+        w.udp_ports = flows
         by_age_init(w)
         memset(w.guest_mac, 0xFF, 6)
         w.settings.mtu = 65520
@@ -278,7 +278,7 @@ cdef class DataPath:
         self.w.settings.freebind = freebind
         self.w.settings.peek_off = peek_off
         self.w.settings.host_lo_to_ns_lo = host_lo_to_ns_lo
-        self.w.udp_most = max(1, min(self.w.capacity, ports) // UDP_SHARE)
+        self.w.udp_ports = max(1, ports // PORTS_SHARE)
 
     def family(self, int version, *, bytes guest, bint learn, bytes ours, bytes map_host_loopback=b"",
                bytes map_guest_addr=b"", bytes host=b"", bytes dns_forward=b"", bytes dns_host=b"",

@@ -846,7 +846,7 @@ cdef void tcp_frame(Worker *w, FrameRef *ref) noexcept nogil:
         setsockopt(flow.fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))  # T17
     e = entry_of(w, flow)
     if a.what & TA_ACCEPT:
-        if e.count == LINK_BATCH and deliver(w, e) < 0:
+        if e.count == LINK_BATCH and deliver(w, e) < 0:  # cannot be: what a batch has is delivered at its end
             reset_by_host(w, flow)
             return
         e.iov[e.count].iov_base = ref.payload + a.offset

@@ -29,13 +29,13 @@ guest as one USO superframe. A route that does not take it (`no_segment`) gets t
 Timers. `IDLE_NS` after one exchange, `STREAM_NS` for a stream, `DNS_NS` for an answered query: the timer looks when
 the last datagram was and waits again or closes.
 
-Limits. Half of all flows are UDP's at most, and as many as half of the ports that the kernel hands out (`udp_most`):
-connections have room whatever is sent, and other programs of the host have ports. At that limit one of them gives way;
-where there is no descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened
-more of them, so that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's:
-the one that has been idle longest, if it had its answer, or a second of silence, or never more than one datagram each
-way (`udp_make_room`). The lists by age are put right then, not with every datagram. Where nothing gives way, the new
-flow is refused.
+Limits. Half of all flows are UDP's at most (`SHARE_OF_ALL`). At that limit one of them gives way; where there is no
+descriptor or flow left, something does (`room`). Of UDP flows that is one of the side that has opened more of them, so
+that neither a sweep of the guest's over ports nor a flood at a forward pushes out what is the other's: the one that has
+been idle longest, if it had its answer, or a second of silence, or never more than one datagram each way
+(`udp_make_room`). The lists by age are put right then, not with every datagram. Where nothing gives way, the new flow
+is refused. The guest's flows are no more than half of the ports that the host's kernel hands out, since each takes one
+(`udp_ports`): among themselves they give way before.
 
 Failure. What the network says about a datagram (IP_RECVERR) becomes an ICMP error to the guest. What a socket does
 not take at once is dropped and counted, as a full queue of a network card would.
@@ -98,6 +98,7 @@ cdef extern from *:
 
 
 cdef enum:
+    SHARE_OF_ALL = 2  # one flow in so many is UDP at most: connections have room whatever is sent
     RUN_MAX = 64  # datagrams of one UDP_SEGMENT send (UDP_MAX_SEGMENTS before Linux 6.9) and of one USO frame
     RUN_BYTES = 65000
     SLOT = 67648  # bytes: 65536 and a little, a multiple of 64 that spreads over cache sets
@@ -531,7 +532,8 @@ cdef bint udp_make_room(Worker *w, bint descriptor, bint from_host) noexcept nog
 cdef Flow *udp_new_flow(Worker *w, const FlowKey *key, bint from_host) noexcept nogil:
     """A new flow, NULL: refused (counted)."""
     cdef Flow *flow
-    if udp_flows(w) >= w.udp_most and not udp_make_room(w, False, from_host):
+    if ((udp_flows(w) >= w.capacity // SHARE_OF_ALL and not udp_make_room(w, False, from_host))
+            or (not from_host and udp(w).ages[0].count >= w.udp_ports and not give_way(w, 0, False))):
         count(w, C_FLOW_REFUSED)
         return NULL
     flow = flow_new(w.flows, key, FLOW_UDP)

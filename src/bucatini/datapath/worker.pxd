@@ -104,7 +104,7 @@ cdef struct Worker:
     uint32_t ready_head  # flows to continue in the next turn (`Flow.ready_next`)
     uint32_t ready_tail
     uint32_t capacity  # flows at most, as far as the table and the limit of descriptors go
-    uint32_t udp_most  # of them UDP's
+    uint32_t udp_ports  # UDP flows of the guest's at most: each takes a port of the host's
     uint32_t accepted  # connections among them that came in on forwards
     FlowList by_age[AGES]
     uint32_t notices  # NOTICE_*

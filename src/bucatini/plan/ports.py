@@ -385,6 +385,8 @@ def _add_part(known: list[ForwardRule], new: ForwardRule) -> None:
             gone.append(both)
         elif _covers(new, other):
             _replace(known, other, [both])
+        elif new.weak:  # it does not insist
+            gone.append(both)
         else:
             raise UsageError(f"{new.text}: port {both[0]} is also in '{other.text}'")
     known += [_part(new, first, last) for first, last in _without(new.first, new.last, gone)]

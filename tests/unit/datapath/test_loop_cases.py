@@ -650,11 +650,18 @@ def test_what_comes_again_over_several_holes_arrives_once(link: Link) -> None:
 def test_a_sweep_over_source_ports_leaves_half_of_the_hosts_to_others() -> None:
     link = Link(flows=64, ports=20)
     try:
-        with bound() as (server, to):
+        with bound() as (server, to), forwarded(link) as port, contextlib.ExitStack() as peers:
             for sport in range(5000, 5030):
                 link.send(17, udp.Udp(sport, to, b"question").emit(GUEST, HOST))
                 server.recv(100)
             assert link.path.flows == 10
+            assert link.path.counters()["udp_evicted"] == 20
+            # Peers of a forward take none
+            for number in range(15):
+                peer, _ = peers.enter_context(bound())
+                peer.sendto(b"%d" % number, ("127.0.0.1", port))
+                assert udp.Udp.parse(link.receive().payload).payload == b"%d" % number
+            assert link.path.flows == 25
             assert link.path.counters()["udp_evicted"] == 20
     finally:
         link.close()

@@ -27,6 +27,13 @@ def test_in_the_namespace_no_interface_is_its_loopback() -> None:
     assert found == [(None, "lo", 80), (None, "eth0", 80), ("192.0.2.1", None, 81)]
 
 
+@pytest.mark.parametrize("ports", ["all", "auto"])
+def test_what_does_not_insist_leaves_a_port_to_an_address_that_has_it(ports: str) -> None:
+    arguments = ["-T", ports, "-T", f"192.0.2.1/{ports}", "-U", "none"]
+    found = [(rule.address, rule.interface) for rule in namespace_rules(parse(arguments, PASTA).settings, (1000, 2000))]
+    assert set(found) == {(None, "lo")}
+
+
 def on_both(rule: ForwardRule, port: int) -> Bound:
     return bind_on_host(rule, port, Versions(True, True), False)
 
