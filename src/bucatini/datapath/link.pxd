@@ -1,9 +1,9 @@
 """The guest's link as the packet path sees it: a few calls that every kind of link answers.
 
-Frames begin with the Ethernet header. What offload says about a frame travels as a `vnet_hdr`: the tap
-knows it natively, a stream link completes checksums and segments itself. Buffers belong to the link; those of received
-frames are valid until the next `receive`. Capture, tracing and fault injection are links that wrap another (`inner`);
-`flush`, `more`, `waiting` and `blocked` are the innermost one's (`Worker.wire`).
+Frames begin with the Ethernet header. What offload says about a frame travels as a `vnet_hdr`: the tap knows it
+natively, a stream link completes checksums and segments itself. Buffers belong to the link; those of received frames
+are valid until the next `receive`. Capture, tracing and fault injection are links that wrap another (`inner`); `flush`,
+`more`, `waiting` and `blocked` are the innermost one's (`Worker.wire`).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

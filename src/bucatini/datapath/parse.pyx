@@ -36,8 +36,8 @@ cdef enum:
     EXT_NONE = 59
     EXT_DESTINATION = 60
     EXT_LIMIT = 8
-    BOOTPS = 67  # RFC 2131 §4.1
     UDP_SEGMENTS = 128  # datagrams of a superframe: UDP_MAX_SEGMENTS of linux/udp.h
+    BOOTPS = 67  # RFC 2131 §4.1
     DHCPV6_SERVER = 547  # RFC 8415 §7.2
     ICMP_ECHO = 8  # RFC 792
     ICMPV6_ECHO = 128  # RFC 4443 §4.1

@@ -124,8 +124,8 @@ cdef void tcp_listener(Worker *w, Listener *listener) noexcept nogil:
     cdef socklen_t size
     cdef int fd, error
     cdef bint short
-    # accept4() that finds nobody costs as much as one that does, so one connection is taken; more where a listener is
-    # ready again at once
+    # accept4() makes a socket and a file before it looks whether anybody waits, so one connection is taken; more where
+    # a listener is ready again at once
     if w.turn - listener.turn > 1:
         listener.accepts = 1
     elif listener.accepts < ACCEPTS:

@@ -1,8 +1,7 @@
 """A small rtnetlink client (rtnetlink(7), netlink(7)): links, addresses, routes and next hops, read and set.
 
 Purpose. Start-up reads the host's view and configures the tap. It must be quick to import, so a general netlink library
-is not used. `Changes` tells of addresses and routes that change.
-What it does not do: policy rules, traffic control.
+is not used. `Changes` tells of addresses and routes that change. What it does not do: policy rules, traffic control.
 
 A socket belongs to the network namespace in which it was opened. Every attribute is checked against the message it is
 in; the kernel's errors become `HostError`; a dump that was interrupted by a change is repeated.

@@ -12,7 +12,7 @@ import time
 from bucatini.datapath.loop import DataPath
 from bucatini.errors import BucatiniError, HostError
 from bucatini.host import isolation, resolv
-from bucatini.host.process import Background, ephemeral_range, has_terminal, let_go_of_streams
+from bucatini.host.process import Background, has_terminal, let_go_of_streams
 from bucatini.host.view import Own, own
 from bucatini.lean import signals, sockets
 from bucatini.lean.record import TYPE_CHECKING
@@ -51,10 +51,13 @@ NOTICES = {
 class Instance:
     """A running pasta or passt: what the loop calls back into."""
 
-    def __init__(self, settings: Settings, plan: Plan, log: Log, listeners: int, child: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, plan: Plan, log: Log, ephemeral: tuple[int, int], listeners: int, child: int = 0
+    ) -> None:
         """Set the compiled loop up, without listeners and link.
 
         Args:
+            ephemeral: first and last port that the host's kernel hands out itself.
             listeners: how many there may be.
             child: the process of the guest's command, 0: there is none.
         """
@@ -72,12 +75,11 @@ class Instance:
         self.next_scan = 0
         self.last_counters: dict[str, int] = {}
         self.path.tell_notices(self.on_notice)
-        self._tell()
+        self._tell(ephemeral)
 
-    def _tell(self) -> None:
+    def _tell(self, ephemeral: tuple[int, int]) -> None:
         """Give the compiled loop what holds for the whole run."""
         settings, plan = self.settings, self.plan
-        first, last = ephemeral_range()
         self.path.settings(
             mtu=plan.mtu or DEFAULT_MTU,
             our_mac=plan.our_mac,
@@ -87,7 +89,7 @@ class Instance:
             freebind=settings.freebind,
             peek_off=has_peek_off(),
             host_lo_to_ns_lo=settings.host_lo_to_ns_lo,
-            ports=last - first + 1,
+            ports=ephemeral[1] - ephemeral[0] + 1,
         )
         for version, family in ((4, plan.v4), (6, plan.v6)):
             if family is not None:
@@ -217,16 +219,16 @@ class Instance:
                 self.path.host_address(version, packed(found.address), scope_id=found.ifindex)
                 self.log.info(f"the host's address is {found.address}")
 
+    def start_statistics(self, now: int) -> None:
+        """Have the counters shown when --stats asks for it."""
+        if self.settings.stats:
+            self.next_stats = now + self.settings.stats * SECOND_NS
+
     # The slow path, as `DataPath` calls it
 
     def on_frame(self, frame: bytes, now: int) -> list[bytes]:
         """Answer a frame of ARP, neighbour discovery, DHCP or DHCPv6."""
         return self.responder.on_frame(frame, now) if self.responder is not None else []
-
-    def start_statistics(self, now: int) -> None:
-        """Have the counters shown when --stats asks for it."""
-        if self.settings.stats:
-            self.next_stats = now + self.settings.stats * SECOND_NS
 
     def next_timeout(self) -> int | None:
         """Return when `on_timeout` wants to be called, ns, None: never."""

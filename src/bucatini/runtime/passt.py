@@ -158,7 +158,8 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     process.raise_descriptor_limit()
     process.read_no_terminal()
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
-    inward = forward_rules(settings, process.ephemeral_range())
+    ephemeral = process.ephemeral_range()
+    inward = forward_rules(settings, ephemeral)
 
     def on_host(rule: ForwardRule, port: int) -> Bound:
         return bind_on_host(rule, port, versions, settings.freebind)
@@ -176,7 +177,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     lookout = start_lookout(None, settings, host)
     background = withdraw(settings, pid_file, made, log, foreground=settings.foreground)
     describe(plan, bound, log)
-    instance = Instance(settings, plan, log, max(1, len(bound)))
+    instance = Instance(settings, plan, log, ephemeral, max(1, len(bound)))
     instance.start_statistics(now())
     instance.serve_forwards(bound)
     served = Machine(instance, listener, settings.one_off)

@@ -90,21 +90,17 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     versions = Versions(plan.v4 is not None, plan.v6 is not None)
     ephemeral = process.ephemeral_range()
     inward, outward = forward_rules(settings, ephemeral), namespace_rules(settings, ephemeral)
+
+    def on_host(rule: ForwardRule, port: int) -> Bound:
+        return bind_on_host(rule, port, versions, settings.freebind)
+
+    wanted = [(rule, on_host) for rule in inward]
     maker = None
     if guest.maker is not None:
         from bucatini.guest.maker import Maker
 
         maker = Maker(guest.maker.requests)
-
-    def on_host(rule: ForwardRule, port: int) -> Bound:
-        return bind_on_host(rule, port, versions, settings.freebind)
-
-    def in_namespace(rule: ForwardRule, port: int) -> Bound:
-        assert maker is not None  # else there are no such rules
-        return bind_in_namespace(rule, port, versions, maker)
-
-    wanted = [(rule, on_host) for rule in inward]
-    wanted += [(rule, in_namespace) for rule in outward if maker is not None]
+        wanted += [(rule, lambda rule, port: bind_in_namespace(rule, port, versions, maker)) for rule in outward]
     bound = bind_forwards(wanted, log.warning)
     capture = running.open_capture(settings.pcap, made)
     pid_file = process.PidFile(settings.pid_file, made) if settings.pid_file is not None else None
@@ -118,7 +114,7 @@ def serve(settings: Settings, log: Log, now: Callable[[], int], made: process.Ma
     background = running.withdraw(settings, pid_file, made, log, foreground=settings.foreground or spawning)
     describe(plan, guest, bound, log)
     automatic = min(AUTO_LISTENERS, files // AUTO_SHARE) if settings.is_automatic() else 0
-    instance = running.Instance(settings, plan, log, max(1, len(bound) + automatic), guest.child)
+    instance = running.Instance(settings, plan, log, ephemeral, max(1, len(bound) + automatic), guest.child)
     instance.start_statistics(now())
     instance.serve_forwards(bound)
     open_link(instance.path, guest)

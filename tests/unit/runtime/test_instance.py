@@ -60,8 +60,8 @@ class Log:
 
 def running(monkeypatch: pytest.MonkeyPatch, ports: Ports) -> Any:
     monkeypatch.setattr(instance, "DataPath", Path)
-    monkeypatch.setattr(Instance, "_tell", lambda self: None)
-    made: Any = Instance(Settings(), None, Log(), 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(Instance, "_tell", lambda self, ephemeral: None)
+    made: Any = Instance(Settings(), None, Log(), (32768, 60999), 1)  # type: ignore[arg-type]
     made.responder = Services()
     made.auto = ports
     made.next_scan = 1
